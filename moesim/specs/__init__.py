@@ -1,0 +1,1 @@
+"""Frozen descriptions of hardware, models, parallelism, routing, workloads and scenarios, and how they are read."""

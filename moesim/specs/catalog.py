@@ -1,0 +1,237 @@
+"""The shipped devices, links, clusters and model cards, by name; and files of the user in the same forms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from moesim.errors import CatalogError, InputError, nearest
+from moesim.specs import hf
+from moesim.specs.base import Frozen, Sourced
+from moesim.specs.hardware import ClusterSpec, DeviceSpec, Hardware, LinkSpec
+from moesim.specs.load import read_json, read_yaml, validate
+from moesim.specs.model import ModelSpec
+
+__all__ = [
+    "ModelCard",
+    "data_dir",
+    "load_card",
+    "load_cluster",
+    "load_device",
+    "load_hardware",
+    "load_link",
+    "load_model",
+    "names",
+    "path_of",
+]
+
+_FOLDERS = {
+    "device": "hardware/devices",
+    "link": "hardware/links",
+    "cluster": "hardware/clusters",
+    "model": "scenarios/models",
+    "scenario": "scenarios",
+}
+
+
+class Published(Frozen):
+    """Parameter totals as the model's makers publish them."""
+
+    n_params: float | None = Field(default=None, gt=0)
+    n_active_params: float | None = Field(default=None, gt=0)
+
+
+class ModelCard(Sourced):
+    """A model in the catalog: the fields of its Hugging Face ``config.json`` that shape it, and published totals."""
+
+    name: str
+    hf_id: str | None = None
+    aliases: tuple[str, ...] = ()
+    released: str | None = None
+    config: dict[str, Any]
+    published: Published = Published()
+    note: str | None = None
+
+    def model_spec(self) -> ModelSpec:
+        """The architecture that the card's `config` describes."""
+        return hf.import_config(self.config, name=self.name, hf_id=self.hf_id)
+
+
+@lru_cache(maxsize=1)
+def data_dir() -> Path:
+    """The folder that holds `hardware/` and `scenarios/`: inside an installed package, or a checkout's top level."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "_data"
+    return inside if (inside / "hardware").is_dir() else package.parent
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Names in the catalog of one kind: device, link, cluster, model or scenario; sorted."""
+    folder = data_dir() / _FOLDERS[kind]
+    return tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+
+
+def path_of(kind: str, name: str) -> Path:
+    """The file behind a catalog name, an alias, a Hugging Face id, or a path the user gives.
+
+    Raises:
+        CatalogError: no such name; nearest names are suggested.
+        InputError: a path that does not exist.
+    """
+    if name.endswith((".yaml", ".yml", ".json")) or "\\" in name or name.startswith(("/", "./", "../", "~")):
+        path = Path(name).expanduser()
+        return path / "config.json" if path.is_dir() and (path / "config.json").is_file() else path
+    folder = data_dir() / _FOLDERS[kind]
+    if re.fullmatch(r"[\w.+-]+", name) and (folder / f"{name}.yaml").is_file():
+        return folder / f"{name}.yaml"
+    other = _other_names(kind)
+    if name.lower() in other:
+        return folder / f"{other[name.lower()]}.yaml"
+    known = [*names(kind), *other]
+    if Path(name).is_dir() and (Path(name) / "config.json").is_file():
+        return Path(name) / "config.json"
+    close = nearest(name, known)
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else "see: moesim list"
+    raise CatalogError(f"no {kind} of this name in the catalog", field=kind, value=name, hint=hint)
+
+
+@lru_cache(maxsize=8)
+def _other_names(kind: str) -> Mapping[str, str]:
+    """Lower-cased aliases and Hugging Face ids to catalog names, found without a full parse of every file."""
+    found: dict[str, str] = {}
+    for path in sorted((data_dir() / _FOLDERS[kind]).glob("*.yaml")):
+        found.setdefault(path.stem.lower(), path.stem)
+        for line in path.read_text(encoding="utf-8").splitlines():
+            match = re.match(r"(hf_id|aliases):\s*(.+)", line)
+            if match:
+                for alias in re.split(r"[\[\],\s]+", match[2].strip()):
+                    if alias.strip("'\""):
+                        found.setdefault(alias.strip("'\"").lower(), path.stem)
+    return found
+
+
+@lru_cache(maxsize=256)
+def load_device(name: str) -> DeviceSpec:
+    """A device by catalog name, alias or file."""
+    path = path_of("device", name)
+    return validate(DeviceSpec, read_yaml(path), str(path))
+
+
+@lru_cache(maxsize=256)
+def load_link(name: str) -> LinkSpec:
+    """A link by catalog name or file."""
+    path = path_of("link", name)
+    return validate(LinkSpec, read_yaml(path), str(path))
+
+
+@lru_cache(maxsize=256)
+def load_cluster(name: str) -> ClusterSpec:
+    """A cluster by catalog name, alias or file."""
+    path = path_of("cluster", name)
+    return validate(ClusterSpec, read_yaml(path), str(path))
+
+
+@lru_cache(maxsize=512)
+def load_card(name: str) -> ModelCard:
+    """A model card by catalog name, alias, Hugging Face id or YAML file."""
+    path = path_of("model", name)
+    return validate(ModelCard, read_yaml(path), str(path))
+
+
+@lru_cache(maxsize=512)
+def load_model(name: str) -> ModelSpec:
+    """A model by catalog name, Hugging Face id, card file, or a Hugging Face ``config.json``.
+
+    Raises:
+        CatalogError: not in the catalog.
+        InputError: a file that cannot be read or whose architecture is not understood.
+    """
+    path = path_of("model", name)
+    try:
+        if path.suffix == ".json":
+            stem = path.parent.name if path.stem == "config" else path.stem
+            return hf.import_config(read_json(path), name=stem)
+        return load_card(name).model_spec()
+    except InputError as error:
+        raise error.at(file=str(path)) from None
+
+
+@lru_cache(maxsize=512)
+def load_hardware(name: str, n_devices: int | None = None) -> Hardware:
+    """A cluster, or a bare device taken as one scale-up domain (and more of them over its NICs), ready for use.
+
+    Args:
+        name: cluster or device, by catalog name, alias or file.
+        n_devices: devices in use; the whole cluster (or one device) by default.
+
+    Raises:
+        CatalogError: neither a cluster nor a device of that name.
+        InputError: more devices than the cluster has.
+    """
+    if _is_cluster(name):
+        return _from_cluster(load_cluster(name), n_devices)
+    try:
+        device = load_device(name)
+    except CatalogError:
+        known = [*names("device"), *names("cluster"), *_other_names("device"), *_other_names("cluster")]
+        close = nearest(name, known)
+        hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else "see: moesim list"
+        raise CatalogError("no device or cluster of this name", field="hardware", value=name, hint=hint) from None
+    return _from_device(device, n_devices or 1)
+
+
+def _is_cluster(name: str) -> bool:
+    try:
+        path = path_of("cluster", name)
+    except CatalogError:
+        return False
+    if path.parent == data_dir() / _FOLDERS["cluster"]:
+        return True
+    return path.is_file() and "n_devices_per_node" in read_yaml(path)
+
+
+def _from_cluster(spec: ClusterSpec, n_devices: int | None) -> Hardware:
+    device = load_device(spec.device)
+    n_max = spec.n_devices_per_node * spec.n_nodes
+    n_used = n_max if n_devices is None else n_devices
+    if not 1 <= n_used <= n_max:
+        raise InputError("not that many devices in the cluster", field="n_devices", value=n_used, allowed=f"1..{n_max}",
+                         hint=f"cluster {spec.name!r} has {spec.n_nodes} nodes of {spec.n_devices_per_node}")  # fmt: skip
+    scale_out = load_link(spec.scale_out_link) if spec.scale_out_link else None
+    n_nics = spec.n_nics_per_node if spec.n_nics_per_node is not None else spec.n_devices_per_node
+    nic = scale_out.bytes_per_s * n_nics / spec.n_devices_per_node if scale_out else None
+    host = spec.host_memory_bytes_per_node
+    return Hardware(
+        name=spec.name,
+        device=device,
+        n_devices=n_used,
+        scale_up=load_link(spec.scale_up_link),
+        scale_up_domain_size=spec.scale_up_domain_size,
+        scale_out=scale_out,
+        nic_bytes_per_s=nic,
+        host_memory_bytes_per_device=host / spec.n_devices_per_node if host is not None else device.host_memory_bytes,
+        price_usd_per_device_h=spec.price_usd_per_device_h or device.price_usd_per_h,
+    )
+
+
+def _from_device(device: DeviceSpec, n_devices: int) -> Hardware:
+    scale_out = load_link("infiniband_ndr") if device.nic_bytes_per_s else None
+    if n_devices > device.scale_up_domain_size and scale_out is None:
+        raise InputError(f"{device.name} joins at most {device.scale_up_domain_size} devices", field="n_devices",
+                         value=n_devices, hint="name a cluster with a scale-out link")  # fmt: skip
+    return Hardware(
+        name=device.name,
+        device=device,
+        n_devices=n_devices,
+        scale_up=load_link(device.scale_up_link) if device.scale_up_link else None,
+        scale_up_domain_size=device.scale_up_domain_size,
+        scale_out=scale_out,
+        nic_bytes_per_s=device.nic_bytes_per_s,
+        host_memory_bytes_per_device=device.host_memory_bytes,
+        price_usd_per_device_h=device.price_usd_per_h,
+    )

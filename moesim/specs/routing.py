@@ -1,0 +1,83 @@
+"""Who goes where, as a user states it: the router's behaviour, capacity and placement."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from moesim.specs.base import Fraction, Frozen
+
+__all__ = ["PlacementKind", "PlacementSpec", "RouterFamily", "RoutingSpec"]
+
+
+class RouterFamily(StrEnum):
+    """Families of expert popularity."""
+
+    BALANCED = "balanced"
+    UNIFORM = "uniform"
+    ZIPF = "zipf"
+    LOGNORMAL = "lognormal"
+    DIRICHLET = "dirichlet"
+    POPULARITY = "popularity"
+    PRESET = "preset"
+    TRACE = "trace"
+
+
+class PlacementKind(StrEnum):
+    """How experts are laid out over ranks."""
+
+    CONTIGUOUS = "contiguous"
+    STRIPED = "striped"
+    GIVEN = "given"
+    EPLB = "eplb"
+    EPLB_GLOBAL = "eplb_global"
+
+
+class PlacementSpec(Frozen):
+    """Which rank holds which expert. `given` lists, per rank, the experts in its slots (the same for every layer)."""
+
+    kind: PlacementKind = PlacementKind.CONTIGUOUS
+    given: tuple[tuple[int, ...], ...] | None = None
+
+    @model_validator(mode="after")
+    def _given_matches_kind(self) -> Self:
+        if (self.kind is PlacementKind.GIVEN) != (self.given is not None):
+            raise ValueError("given: list the experts of each rank exactly when kind is 'given'")
+        return self
+
+
+class RoutingSpec(Frozen):
+    """The router model of a system.
+
+    `skew` is the exponent of zipf (0 is uniform), the sigma of lognormal, or the concentration of dirichlet (small is skewed).
+    `temporal_repeat` is the extra probability that a token's first choice repeats the previous token's; `layer_coupling`
+    (0..1) is how much a token's choice in one layer tells about the next. `capacity_factor` None means dropless.
+    """
+
+    family: RouterFamily = RouterFamily.UNIFORM
+    skew: float | None = Field(default=None, gt=0)
+    popularity: tuple[float, ...] | None = None
+    preset: str | None = None
+    domain: str | None = None
+    trace: str | None = None
+    temporal_repeat: Fraction = 0.0
+    layer_coupling: Fraction = 0.0
+    capacity_factor: float | None = Field(default=None, gt=0)
+    placement: PlacementSpec = PlacementSpec()
+
+    @model_validator(mode="after")
+    def _family_has_what_it_needs(self) -> Self:
+        needs = {
+            RouterFamily.ZIPF: "skew", RouterFamily.LOGNORMAL: "skew", RouterFamily.DIRICHLET: "skew",
+            RouterFamily.POPULARITY: "popularity", RouterFamily.PRESET: "preset", RouterFamily.TRACE: "trace",
+        }  # fmt: skip
+        need = needs.get(self.family)
+        for name in ("skew", "popularity", "preset", "trace"):
+            if (getattr(self, name) is not None) != (name == need):
+                must = "is needed by" if name == need else "does not belong to"
+                raise ValueError(f"{name}: {must} family {self.family.value!r}")
+        if self.popularity is not None and (min(self.popularity) < 0 or sum(self.popularity) <= 0):
+            raise ValueError("popularity: weights must not be negative and must not all be zero")
+        return self
