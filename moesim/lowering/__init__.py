@@ -1,0 +1,112 @@
+"""Model, split and pass to a `Program`: what every rank must do in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from moesim.lowering.attention import lower_attention
+from moesim.lowering.common import Context, Pass, collective, elementwise, gemm
+from moesim.lowering.ffn import lower_dense, lower_moe
+from moesim.lowering.load import ExpertLayout, MoeLoad, drawn_load, expected_load, uniform_load
+from moesim.ops import ElementwiseShape, GemmShape, Num, Op, OpKind, Phase, Program, Segment, Work
+from moesim.specs.model import DenseFfn, GqaAttention, LayerSpec, ModelSpec, MoeFfn
+from moesim.specs.parallel import ParallelSpec
+
+__all__ = ["Context", "ExpertLayout", "MoeLoad", "Pass", "drawn_load", "expected_load", "expert_layout", "lower", "uniform_load"]
+
+LoadFor = Callable[[MoeFfn, tuple[int, ...]], MoeLoad]
+
+
+def expert_layout(parallel: ParallelSpec, phase: Phase, domain_size: int) -> ExpertLayout:
+    """Where tokens start and experts live for a split; prefill deduplicates copies, decode uses low-latency exchange."""
+    return ExpertLayout(
+        n_ranks=parallel.n_stage_ranks,
+        ep_size=parallel.ep_size,
+        etp_size=parallel.etp_size,
+        domain_size=domain_size,
+        tokens_are_everywhere=parallel.dp_size * parallel.cp_size == 1 or parallel.ep_size == 1,
+        dedup=phase is Phase.PREFILL,
+    )
+
+
+def lower(model: ModelSpec, parallel: ParallelSpec, step: Pass, load_for: LoadFor | None = None, *, overlap: bool = False) -> Program:
+    """The program of one pass.
+
+    Args:
+        model: the architecture; MTP layers are not run.
+        parallel: the split; `ParallelSpec.check` is the caller's business.
+        step: the pass, for the whole instance.
+        load_for: gives, for a MoE block and the indices of its layers among the model's layers, the load of its ranks.
+            Needed for MoE models.
+        overlap: whether operators marked `hidden_under` run beside communication.
+
+    Raises:
+        ValueError: a MoE model without `load_for`.
+    """
+    ctx = Context.of(model, parallel, step)
+    segments = [Segment("embedding", tuple(_embedding(ctx)))]
+    for layer, indices in _by_kind(model).items():
+        segments.append(Segment(layer.kind, tuple(_layer(ctx, layer, indices, load_for)), indices))
+    segments.append(Segment("head", tuple(_head(ctx))))
+    sends: tuple[Op, ...] = ()
+    if parallel.pp_size > 1:
+        sends = (_stage_send(ctx),)
+    return Program(
+        phase=step.phase, segments=tuple(segments), n_ranks=parallel.n_stage_ranks, n_tokens=step.n_tokens,
+        n_sequences=step.batch, pp_size=parallel.pp_size, stage_sends=sends, overlap=overlap,
+    )  # fmt: skip
+
+
+def _by_kind(model: ModelSpec) -> Mapping[LayerSpec, tuple[int, ...]]:
+    indices: dict[LayerSpec, list[int]] = {}
+    for i, layer in enumerate(model.layers):
+        indices.setdefault(layer, []).append(i)
+    return {layer: tuple(found) for layer, found in indices.items()}
+
+
+def _layer(ctx: Context, layer: LayerSpec, indices: tuple[int, ...], load_for: LoadFor | None) -> list[Op]:
+    if layer.stack == "encoder" and ctx.step.phase is Phase.DECODE:
+        return []
+    ops: list[Op] = []
+    if layer.attention is not None:
+        ops += lower_attention(ctx, layer.attention)
+    if layer.cross_attention is not None:
+        ops += _cross_attention(ctx, layer.cross_attention)
+    if isinstance(layer.ffn, MoeFfn):
+        if load_for is None:
+            raise ValueError("a MoE model needs the load of its experts")
+        ops += lower_moe(ctx, layer.ffn, load_for(layer.ffn, indices))
+    elif isinstance(layer.ffn, DenseFfn):
+        ops += lower_dense(ctx, layer.ffn)
+    return ops
+
+
+def _cross_attention(ctx: Context, attention: GqaAttention) -> list[Op]:
+    """A decoder's attention over the encoder's output: the cost of self-attention over as many keys (assumption)."""
+    return lower_attention(ctx, attention)
+
+
+def _embedding(ctx: Context) -> list[Op]:
+    return [elementwise(ctx, "embedding", ctx.tokens, ctx.hidden, "head")]
+
+
+def _head(ctx: Context) -> list[Op]:
+    """Final norm, logits of the last token of each sequence (of every token in decode), and sampling."""
+    rows: Num = ctx.sequences if ctx.step.phase is Phase.PREFILL else ctx.tokens
+    tp, vocab = ctx.parallel.tp_size, float(ctx.model.vocab_size)
+    storage = ctx.model.storage
+    head = storage.embedding if ctx.model.tie_word_embeddings else storage.lm_head
+    ops = [
+        elementwise(ctx, "final_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0),
+        gemm(ctx, "lm_head", rows, vocab / tp, ctx.hidden, head, "head"),
+    ]
+    if tp > 1:
+        ops.append(collective(ctx, "logits_all_gather", OpKind.ALL_GATHER, tp, rows * (vocab * 2.0)))
+    ops.append(elementwise(ctx, "sampling", rows, vocab, "head", reads=3.0, writes=1.0, n_kernels=3))
+    return ops
+
+
+def _stage_send(ctx: Context) -> Op:
+    """Hidden states to the next pipeline stage; ranks of a stage are `n_stage_ranks` apart from their peers."""
+    message = ctx.tokens * (ctx.hidden * ctx.activation_bytes / ctx.parallel.tp_size)
+    return collective(ctx, "stage_send", OpKind.SEND, 2, message, ctx.parallel.n_stage_ranks)

@@ -1,0 +1,153 @@
+"""Attention of one layer on one rank: projections, scores and values, and the collectives that tensor and context splits need.
+
+Letters: t tokens on the rank, D hidden size, h heads, S keys, d head width.
+"""
+
+from __future__ import annotations
+
+from moesim.lowering.common import Context, causal_pairs, collective, elementwise, gemm
+from moesim.ops import AttentionShape, Num, Op, OpKind, Phase, Work, minimum
+from moesim.specs.dtypes import Storage
+from moesim.specs.model import Attention, GqaAttention, LinearAttention, MlaAttention
+
+__all__ = ["lower_attention"]
+
+GROUP = "attention"
+
+
+def lower_attention(ctx: Context, attention: Attention) -> list[Op]:
+    """Operators of one attention block, norm before it included."""
+    ops = [elementwise(ctx, "attention_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0)]
+    if isinstance(attention, GqaAttention):
+        ops += _gqa(ctx, attention)
+    elif isinstance(attention, MlaAttention):
+        ops += _mla(ctx, attention)
+    else:
+        ops += _linear(ctx, attention)
+    if ctx.parallel.tp_size > 1:
+        message = ctx.tokens * (ctx.hidden * ctx.activation_bytes)
+        ops.append(collective(ctx, "attention_all_reduce", OpKind.ALL_REDUCE, ctx.parallel.tp_size, message))
+    return ops
+
+
+def _gqa(ctx: Context, a: GqaAttention) -> list[Op]:
+    tp, t, storage = ctx.parallel.tp_size, ctx.tokens, ctx.model.storage.attention
+    heads = a.n_heads / tp
+    kv_heads = max(1.0, a.n_kv_heads / tp)
+    n_q = heads * (a.head_dim + (a.v_head_dim if a.output_gate else 0))
+    n_kv = kv_heads * (a.head_dim + (0 if a.k_is_v else a.v_head_dim))
+    ops = [
+        gemm(ctx, "qkv_proj", t, n_q + n_kv, ctx.hidden, storage, GROUP),
+        elementwise(ctx, "rope_and_cache", t, (heads + 2 * kv_heads) * a.head_dim, GROUP),
+    ]
+    kv_row = kv_heads * (a.head_dim + a.v_head_dim)
+    ops += _scores(ctx, heads, kv_heads, float(a.head_dim), float(a.v_head_dim), kv_row, a.sliding_window, is_mla=False)
+    ops.append(gemm(ctx, "o_proj", t, ctx.hidden, heads * a.v_head_dim, storage, GROUP))
+    return ops
+
+
+def _mla(ctx: Context, a: MlaAttention) -> list[Op]:
+    tp, t, storage = ctx.parallel.tp_size, ctx.tokens, ctx.model.storage.attention
+    heads = a.n_heads / tp
+    latent = float(a.kv_lora_rank + a.qk_rope_head_dim)
+    ops: list[Op] = []
+    if a.q_lora_rank is None:
+        ops += [
+            gemm(ctx, "q_proj", t, heads * a.qk_head_dim, ctx.hidden, storage, GROUP),
+            gemm(ctx, "kv_a_proj", t, latent, ctx.hidden, storage, GROUP),
+        ]
+    else:
+        ops += [
+            gemm(ctx, "q_kv_a_proj", t, a.q_lora_rank + latent, ctx.hidden, storage, GROUP),
+            gemm(ctx, "q_b_proj", t, heads * a.qk_head_dim, float(a.q_lora_rank), storage, GROUP),
+        ]
+    ops.append(elementwise(ctx, "rope_and_cache", t, latent + heads * a.qk_rope_head_dim, GROUP))
+    ops += _index(ctx, a)
+    ops += _mla_absorbed(ctx, a, heads, latent) if ctx.step.phase is Phase.DECODE else _mla_naive(ctx, a, heads, latent, storage)
+    ops.append(gemm(ctx, "o_proj", t, ctx.hidden, heads * a.v_head_dim, storage, GROUP))
+    return ops
+
+
+def _mla_naive(ctx: Context, a: MlaAttention, heads: float, latent: float, storage: Storage) -> list[Op]:
+    """Prefill: keys and values are unpacked from the latent, for cached tokens too, and attention runs per head."""
+    unpacked = ctx.tokens + ctx.sequences * ctx.step.cached_tokens
+    kv_row = heads * (a.qk_head_dim + a.v_head_dim)
+    return [
+        gemm(ctx, "kv_b_proj", unpacked, heads * (a.qk_nope_head_dim + a.v_head_dim), float(a.kv_lora_rank), storage, GROUP),
+        *_scores(ctx, heads, heads, float(a.qk_head_dim), float(a.v_head_dim), kv_row, a.index_topk, is_mla=True),
+    ]
+
+
+def _mla_absorbed(ctx: Context, a: MlaAttention, heads: float, latent: float) -> list[Op]:
+    """Decode: the unpacking is folded into query and output, so every head reads the one latent (arXiv 2405.04434, 2.1.2)."""
+    t, storage = ctx.tokens, ctx.model.storage.attention
+    return [
+        gemm(ctx, "q_absorb", t, float(a.kv_lora_rank), float(a.qk_nope_head_dim), storage, GROUP, n_batch=heads),
+        *_scores(ctx, heads, 1.0, latent, float(a.kv_lora_rank), latent, a.index_topk, is_mla=True),
+        gemm(ctx, "v_absorb", t, float(a.v_head_dim), float(a.kv_lora_rank), storage, GROUP, n_batch=heads),
+    ]
+
+
+def _index(ctx: Context, a: MlaAttention) -> list[Op]:
+    """DeepSeek sparse attention's index: every index head scores all keys, and `index_topk` are kept; not split by TP."""
+    if a.index_n_heads is None or a.index_head_dim is None:
+        return []
+    t, storage, n_heads, dim = ctx.tokens, ctx.model.storage.attention, float(a.index_n_heads), float(a.index_head_dim)
+    q_in = float(a.q_lora_rank or ctx.model.hidden_size)
+    pairs = ctx.sequences * causal_pairs(ctx.step.new_tokens, ctx.step.cached_tokens, None)
+    keys = ctx.sequences * ctx.step.kv_len
+    work = Work(pairs * (2.0 * n_heads * dim), keys * dim + t * (n_heads * dim), pairs * 4.0)
+    shape = AttentionShape(ctx.sequences, ctx.step.new_tokens, ctx.step.kv_len, n_heads, 1.0, dim, 0.0, None, True)
+    return [
+        gemm(ctx, "index_q_proj", t, n_heads * dim, q_in, storage, GROUP),
+        gemm(ctx, "index_k_proj", t, dim + n_heads, ctx.hidden, storage, GROUP),
+        Op("index_scores", _kind(ctx), work, shape, ctx.model.storage.kv_cache.dtype, GROUP),
+    ]
+
+
+def _scores(
+    ctx: Context, heads: float, kv_heads: float, qk_dim: float, v_dim: float, kv_row: float, window: int | None, *, is_mla: bool
+) -> list[Op]:
+    """Scores, softmax and values of the new tokens over the cache, and the merge that context parallelism needs."""
+    step, cp = ctx.step, ctx.parallel.cp_size
+    pairs = ctx.sequences * causal_pairs(step.new_tokens, step.cached_tokens, window)
+    keys: Num = step.kv_len if window is None else minimum(step.kv_len, float(window) + step.new_tokens - 1.0)
+    kv_bytes = ctx.model.storage.kv_cache.bytes_per_element
+    is_decode = step.phase is Phase.DECODE
+    naive_mla = is_mla and not is_decode
+    read = ctx.sequences * keys * (kv_row * (2.0 if naive_mla else kv_bytes))
+    pairs, read = pairs / cp, (read / cp if is_decode else read)
+    act = ctx.activation_bytes
+    q_bytes = ctx.tokens * (heads * qk_dim * act)
+    o_bytes = ctx.tokens * (heads * v_dim * act)
+    work = Work(pairs * (2.0 * heads * (qk_dim + v_dim)), read + q_bytes, o_bytes)
+    kv_len = keys / cp if is_decode else keys
+    shape = AttentionShape(ctx.sequences, step.new_tokens, kv_len, heads, kv_heads, qk_dim, v_dim, window, is_mla)
+    ops = [Op("attention_scores", _kind(ctx), work, shape, ctx.activation, GROUP)]
+    if cp > 1:
+        ops.append(_context_parallel_merge(ctx, keys * (kv_row * kv_bytes), o_bytes))
+    return ops
+
+
+def _context_parallel_merge(ctx: Context, kv_bytes_per_sequence: Num, o_bytes: Num) -> Op:
+    """Prefill gathers the other ranks' keys and values; decode sums partial outputs. CP ranks are `tp_size` apart."""
+    cp, tp = ctx.parallel.cp_size, ctx.parallel.tp_size
+    if ctx.step.phase is Phase.DECODE:
+        return collective(ctx, "context_parallel_reduce", OpKind.ALL_REDUCE, cp, o_bytes, tp)
+    return collective(ctx, "context_parallel_gather", OpKind.ALL_GATHER, cp, ctx.sequences * kv_bytes_per_sequence, tp)
+
+
+def _linear(ctx: Context, a: LinearAttention) -> list[Op]:
+    """Projections, and a recurrence whose state is read and written once per pass (chunked in prefill)."""
+    tp, t, storage = ctx.parallel.tp_size, ctx.tokens, ctx.model.storage.attention
+    state_bytes = ctx.sequences * (2.0 * a.state_elements / tp * 4.0)
+    work = Work(t * (a.flops_per_token / tp), state_bytes * 0.5 + t * ctx.activation_bytes, state_bytes * 0.5)
+    shape = AttentionShape(ctx.sequences, ctx.step.new_tokens, 0.0, a.n_heads / tp, a.n_heads / tp, 0.0, 0.0, None, False)
+    return [
+        gemm(ctx, "linear_attention_proj", t, a.n_proj_params / ctx.model.hidden_size / tp, ctx.hidden, storage, GROUP),
+        Op("linear_attention_state", _kind(ctx), work, shape, ctx.activation, GROUP),
+    ]
+
+
+def _kind(ctx: Context) -> OpKind:
+    return OpKind.ATTENTION_DECODE if ctx.step.phase is Phase.DECODE else OpKind.ATTENTION_PREFILL

@@ -1,0 +1,137 @@
+"""What every lowering needs: the pass, the split, and constructors of common operators."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.ops import (
+    CollectiveShape,
+    ElementwiseShape,
+    GemmShape,
+    Num,
+    Op,
+    OpKind,
+    Phase,
+    Work,
+    minimum,
+)
+from moesim.specs.dtypes import ELEMENT_BYTES, Dtype, Storage
+from moesim.specs.model import ModelSpec
+from moesim.specs.parallel import ParallelSpec
+
+__all__ = ["Context", "Pass", "collective", "elementwise", "gemm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass of an instance: `batch` sequences with `new_tokens` each, over `cached_tokens` already in the cache.
+
+    In decode `new_tokens` is 1 (or more with speculation) and `cached_tokens` is the context so far; in prefill
+    `cached_tokens` is a reused prefix or the chunks before. `batch` and `cached_tokens` may be arrays.
+    """
+
+    phase: Phase
+    batch: Num
+    new_tokens: Num = 1.0
+    cached_tokens: Num = 0.0
+
+    @property
+    def n_tokens(self) -> Num:
+        """New tokens of the whole instance."""
+        return self.batch * self.new_tokens
+
+    @property
+    def kv_len(self) -> Num:
+        """Keys that the last new token sees."""
+        return self.cached_tokens + self.new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A pass on one rank: `tokens` and `sequences` of the most loaded attention-DP rank, after context parallelism."""
+
+    model: ModelSpec
+    parallel: ParallelSpec
+    step: Pass
+    sequences: Num
+    tokens: Num
+
+    @classmethod
+    def of(cls, model: ModelSpec, parallel: ParallelSpec, step: Pass) -> Context:
+        """Split the pass: whole sequences over attention-DP ranks (the fullest one counts), prefill tokens over CP ranks."""
+        dp, cp = parallel.dp_size, parallel.cp_size
+        sequences = step.batch if dp == 1 else ceil_div(step.batch, dp)
+        tokens = sequences * step.new_tokens
+        if cp > 1 and step.phase is Phase.PREFILL:
+            tokens = tokens / cp
+        return cls(model, parallel, step, sequences, tokens)
+
+    @property
+    def hidden(self) -> float:
+        """Width of the residual stream."""
+        return float(self.model.hidden_size)
+
+    @property
+    def activation(self) -> Dtype:
+        """Format of activations between operators."""
+        return self.model.storage.activation
+
+    @property
+    def activation_bytes(self) -> float:
+        """Bytes of one activation element; the residual stream is never narrower than 16 bits."""
+        return max(2.0, ELEMENT_BYTES[self.activation])
+
+
+def ceil_div(a: Num, b: float) -> Num:
+    """Ceiling of a / b, for floats and arrays."""
+    quotient = a / b
+    return float(math.ceil(quotient)) if isinstance(quotient, float) else np.ceil(quotient)
+
+
+def gemm(
+    ctx: Context, name: str, m: Num, n: Num, k: Num, storage: Storage, group: str, *, n_batch: float = 1.0, under: str | None = None
+) -> Op:
+    """A matrix product with a stored weight: 2 m n k flops; weight, input and output each cross memory once."""
+    act = ctx.activation_bytes
+    weight_bytes = n * k * (n_batch * storage.bytes_per_element)
+    input_bytes = m * k * (n_batch * min(act, max(1.0, ELEMENT_BYTES[storage.dtype])))
+    work = Work(m * n * k * (2.0 * n_batch), weight_bytes + input_bytes, m * n * (n_batch * act))
+    return Op(name, OpKind.GEMM, work, GemmShape(m, n, k, n_batch), storage.dtype, group, under)
+
+
+def elementwise(
+    ctx: Context, name: str, tokens: Num, width: float, group: str, *, reads: float = 1.0, writes: float = 1.0, n_kernels: int = 1
+) -> Op:
+    """A pass over rows of activations: `reads` and `writes` count how often `width` elements cross memory per token."""
+    row = width * ctx.activation_bytes
+    work = Work(tokens * width, tokens * (row * reads), tokens * (row * writes))
+    return Op(name, OpKind.ELEMENTWISE, work, ElementwiseShape(tokens, width, n_kernels), ctx.activation, group)
+
+
+def collective(ctx: Context, name: str, kind: OpKind, n_ranks: int, message_bytes: Num, stride: int = 1) -> Op:
+    """A collective over `n_ranks` ranks; `message_bytes` is the full buffer of one rank."""
+    work = Work(0.0, message_bytes, message_bytes)
+    shape = CollectiveShape(n_ranks, message_bytes, stride)
+    return Op(name, kind, work, shape, ctx.activation, "communication")
+
+
+def causal_pairs(new_tokens: Num, cached_tokens: Num, window: int | None) -> Num:
+    """Query-key pairs of one sequence under a causal mask: each new token sees all before it, at most `window`.
+
+    >>> causal_pairs(4.0, 10.0, None)
+    50.0
+    >>> causal_pairs(4.0, 0.0, 2)
+    7.0
+    """
+    if window is None:
+        return new_tokens * cached_tokens + new_tokens * (new_tokens + 1.0) * 0.5
+    width = float(window)
+    growing = minimum(new_tokens, _at_least_zero(width - cached_tokens))
+    return growing * minimum(cached_tokens, width) + growing * (growing + 1.0) * 0.5 + (new_tokens - growing) * width
+
+
+def _at_least_zero(x: Num) -> Num:
+    return (x if x > 0.0 else 0.0) if isinstance(x, float) else np.maximum(x, 0.0)

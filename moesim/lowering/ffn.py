@@ -1,0 +1,138 @@
+"""Feed-forward of one layer on one rank. A dense block is the one-expert case: the same products, no router and no dispatch.
+
+Letters: t tokens on the rank, D hidden size, F width, E experts, K experts per token.
+"""
+
+from __future__ import annotations
+
+from moesim.lowering.common import Context, collective, elementwise, gemm
+from moesim.lowering.load import MoeLoad
+from moesim.ops import ExchangeShape, MoeShape, Num, Op, OpKind, Work
+from moesim.specs.dtypes import ELEMENT_BYTES, Dtype, Storage
+from moesim.specs.model import DenseFfn, MoeFfn
+
+__all__ = ["lower_dense", "lower_moe"]
+
+
+def lower_dense(ctx: Context, ffn: DenseFfn) -> list[Op]:
+    """Operators of a dense block that is split over the tensor-parallel ranks."""
+    ops = [elementwise(ctx, "ffn_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0)]
+    ops += _mlp(ctx, "ffn", ffn.intermediate_size / ctx.parallel.tp_size, ffn.gated, ctx.model.storage.dense_ffn, "dense_ffn")
+    return ops + _tensor_reduce(ctx, "ffn_all_reduce")
+
+
+def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
+    """Operators of a Mixture-of-Experts block: router, permute, dispatch, experts, combine, shared experts.
+
+    With data-parallel attention and expert parallelism tokens travel (dispatch and combine); with tensor-parallel attention
+    every rank has every token and the partial sums are reduced; with data-parallel attention and sliced experts tokens are
+    gathered and results scattered.
+    """
+    p = ctx.parallel
+    travels = p.dp_size * p.cp_size > 1 and p.ep_size > 1
+    gathers = p.dp_size * p.cp_size > 1 and p.ep_size == 1
+    ops = [elementwise(ctx, "ffn_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0), *_route(ctx, ffn, travels)]
+    if travels:
+        ops.append(_exchange(ctx, "dispatch", OpKind.DISPATCH, load))
+    elif gathers:
+        ops.append(_gather(ctx, "expert_all_gather", OpKind.ALL_GATHER, p.n_stage_ranks))
+    ops.append(_experts(ctx, ffn, load))
+    if travels:
+        ops.append(_exchange(ctx, "combine", OpKind.COMBINE, load))
+    elif gathers:
+        ops.append(_gather(ctx, "expert_reduce_scatter", OpKind.REDUCE_SCATTER, p.n_stage_ranks))
+    ops += _shared(ctx, ffn, "dispatch" if travels else None)
+    ops.append(elementwise(ctx, "unpermute", _own_tokens(ctx, travels), ctx.hidden, "permute", reads=float(ffn.num_experts_per_tok)))
+    if not travels and not gathers:
+        return ops + _tensor_reduce(ctx, "ffn_all_reduce")
+    if p.tp_size > 1:
+        ops.append(_gather(ctx, "ffn_all_gather", OpKind.ALL_GATHER, p.tp_size))
+    return ops
+
+
+def _mlp(ctx: Context, name: str, width: Num, gated: bool, storage: Storage, group: str, under: str | None = None) -> list[Op]:
+    n_in = 2.0 if gated else 1.0
+    return [
+        gemm(ctx, f"{name}_up", ctx.tokens, width * n_in, ctx.hidden, storage, group, under=under),
+        elementwise(ctx, f"{name}_act", ctx.tokens, width, group, reads=n_in),
+        gemm(ctx, f"{name}_down", ctx.tokens, ctx.hidden, width, storage, group, under=under),
+    ]  # fmt: skip
+
+
+def _tensor_reduce(ctx: Context, name: str) -> list[Op]:
+    if ctx.parallel.tp_size == 1:
+        return []
+    message = ctx.tokens * (ctx.hidden * ctx.activation_bytes)
+    return [collective(ctx, name, OpKind.ALL_REDUCE, ctx.parallel.tp_size, message)]
+
+
+def _own_tokens(ctx: Context, travels: bool) -> Num:
+    """Tokens that a rank routes itself: with travelling tokens, TP ranks share their group's tokens out."""
+    return ctx.tokens / ctx.parallel.tp_size if travels else ctx.tokens
+
+
+def _route(ctx: Context, ffn: MoeFfn, travels: bool) -> list[Op]:
+    own = _own_tokens(ctx, travels)
+    n_experts, top_k = float(ffn.n_routed_experts), float(ffn.num_experts_per_tok)
+    return [
+        gemm(ctx, "router", own, n_experts, ctx.hidden, ctx.model.storage.router, "router"),
+        elementwise(ctx, "top_k", own, n_experts, "router", reads=2.0),
+        elementwise(ctx, "permute", own, ctx.hidden, "permute", writes=1.0 if travels else top_k),
+    ]
+
+
+def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
+    """All routed experts of the rank: bytes follow the distinct experts hit, flops the padded tokens, time the fullest rank."""
+    storage, etp = ctx.model.storage, ctx.parallel.etp_size
+    width = ffn.moe_intermediate_size / etp
+    n_mats = 3.0 if ffn.gated else 2.0
+    d = ctx.hidden
+    weight = load.n_experts_hit * (n_mats * d * width * storage.routed_experts.bytes_per_element)
+    act = max(1.0, ELEMENT_BYTES[storage.expert_activation])
+    read = weight + load.n_assignments * (d * act + width * act)
+    write = load.n_assignments * (d * 2.0 + width * ((n_mats - 1.0) * 2.0))
+    work = Work(load.n_padded * (2.0 * n_mats * d * width), read, write)
+    n_local = (ffn.n_routed_experts + ctx.parallel.redundant_experts) / ctx.parallel.ep_size
+    shape = MoeShape(
+        n_tokens=ctx.step.n_tokens, n_assignments=load.n_assignments, n_padded=load.n_padded, n_experts_hit=load.n_experts_hit,
+        max_expert_tokens=load.max_expert_tokens, n_local_experts=n_local, hidden_size=d, inter_size=width,
+        top_k=float(ffn.num_experts_per_tok), gated=ffn.gated,
+    )  # fmt: skip
+    return Op("experts", OpKind.GROUPED_GEMM, work, shape, _expert_arithmetic(storage.routed_experts, storage.expert_activation), "experts")
+
+
+def _expert_arithmetic(weights: Storage, activation: Dtype) -> Dtype:
+    """The format that picks the arithmetic: weight-only formats run in the activations' format."""
+    return activation if ELEMENT_BYTES[activation] > ELEMENT_BYTES[weights.dtype] else weights.dtype
+
+
+def _exchange(ctx: Context, name: str, kind: OpKind, load: MoeLoad) -> Op:
+    """Dispatch sends activations out, in fp8 with scales where experts compute in 8 bits or less; combine returns 16-bit rows."""
+    d = ctx.hidden
+    narrow = ELEMENT_BYTES[ctx.model.storage.expert_activation] <= 1.0
+    per_copy = d * (1.0 + 4.0 / 128.0) + 16.0 if narrow and kind is OpKind.DISPATCH else d * 2.0 + 16.0
+    out, into = load.up_out_copies * per_copy, load.up_in_copies * per_copy
+    nic_out, nic_in = load.nic_out_copies * per_copy, load.nic_in_copies * per_copy
+    if kind is OpKind.COMBINE:
+        out, into, nic_out, nic_in = into, out, nic_in, nic_out
+    n = ctx.parallel.n_stage_ranks
+    shape = ExchangeShape(n, out, into, nic_out, nic_in, float(n - 1))
+    return Op(name, kind, Work(0.0, out + nic_out, into + nic_in), shape, ctx.activation, "communication")
+
+
+def _gather(ctx: Context, name: str, kind: OpKind, n_ranks: int) -> Op:
+    """All-gather or reduce-scatter of token rows over `n_ranks` ranks; the buffer is what all of them hold together."""
+    n_groups = n_ranks / ctx.parallel.tp_size
+    message = ctx.tokens * (ctx.hidden * ctx.activation_bytes * max(1.0, n_groups))
+    return collective(ctx, name, kind, n_ranks, message)
+
+
+def _shared(ctx: Context, ffn: MoeFfn, under: str | None) -> list[Op]:
+    tp, storage = ctx.parallel.tp_size, ctx.model.storage
+    ops: list[Op] = []
+    if ffn.shared_intermediate_size:
+        ops += _mlp(ctx, "shared_experts", ffn.shared_intermediate_size / tp, ffn.gated, storage.shared_experts, "shared_experts", under)
+    if ffn.dense_residual is not None:
+        width = ffn.dense_residual.intermediate_size / tp
+        ops += _mlp(ctx, "dense_residual", width, ffn.dense_residual.gated, storage.dense_ffn, "shared_experts", under)
+    return ops
