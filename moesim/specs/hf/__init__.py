@@ -1,0 +1,84 @@
+"""Hugging Face ``config.json`` fields to a `ModelSpec`: one module per family of architectures, and a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moesim.errors import InputError, nearest
+from moesim.specs.hf import dense
+from moesim.specs.hf.fields import Fields
+from moesim.specs.hf.parts import Parts
+from moesim.specs.hf.quant import read_storage
+from moesim.specs.hf.registry import BUILDERS
+from moesim.specs.hf.unread import expert_keys, refuse_unread
+from moesim.specs.model import ModelSpec
+
+__all__ = ["import_config"]
+
+#: Where multimodal configs keep their language model.
+_TEXT_KEYS = ("text_config", "language_config", "llm_config")
+
+
+def import_config(config: Mapping[str, Any], name: str, hf_id: str | None = None) -> ModelSpec:
+    """The architecture that a Hugging Face config describes.
+
+    Of a multimodal config only the language model is read: weights of vision or audio towers are not counted.
+
+    Raises:
+        InputError: an architecture or a key that is not understood; an MoE is never read as a dense model.
+    """
+    fields = _language_model(config)
+    parts = _build(fields)
+    storage = read_storage(fields, parts.layers)
+    return ModelSpec(
+        name=name,
+        hf_id=hf_id,
+        hidden_size=parts.hidden_size,
+        vocab_size=parts.vocab_size,
+        tie_word_embeddings=parts.tie_word_embeddings,
+        max_position_embeddings=fields.optional_count("max_position_embeddings"),
+        layers=parts.layers,
+        mtp_layers=parts.mtp_layers,
+        mtp_extra_params=parts.mtp_extra_params,
+        other_params=parts.other_params,
+        storage=storage,
+        note=parts.note,
+    )
+
+
+def _language_model(config: Mapping[str, Any]) -> Fields:
+    """The part of the config that holds the language model."""
+    for key in _TEXT_KEYS:
+        inner = config.get(key)
+        if isinstance(inner, Mapping):
+            around = Fields(config)
+            around.read.update({key, "tie_word_embeddings"})
+            refuse_unread(around)
+            return Fields(inner, key, config)
+    return Fields(config)
+
+
+def _build(fields: Fields) -> Parts:
+    model_type = fields.any("model_type")
+    builder = BUILDERS.get(model_type) if isinstance(model_type, str) else None
+    if builder is not None:
+        parts = builder(fields)
+        refuse_unread(fields)
+        return parts
+    experts = expert_keys(fields)
+    if experts:
+        raise _unknown(fields, f"is not an architecture this tool knows, and {experts[0]!r} says it is an MoE")
+    if not fields.has("num_hidden_layers") or not fields.has("intermediate_size"):
+        raise _unknown(fields, "is not an architecture this tool knows")
+    parts = dense.llama(fields)
+    refuse_unread(fields, strict=True)
+    return parts
+
+
+def _unknown(fields: Fields, problem: str) -> InputError:
+    value = fields.data.get("model_type")
+    close = nearest(str(value), BUILDERS)
+    hint = f"closest: {', '.join(close)}" if close else f"known: {', '.join(sorted(BUILDERS))}"
+    return InputError(problem if value is not None else f"is missing, so the architecture {problem.removeprefix('is not ')}",
+                      field=fields.name("model_type"), value=value, hint=hint)  # fmt: skip

@@ -1,0 +1,106 @@
+"""Which kinds of weights a quantiser leaves alone, from lists such as ``modules_to_not_convert`` or ``ignore``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import translate
+
+from moesim.errors import InputError
+from moesim.specs.model import DenseFfn, LayerSpec, LinearAttention, MlaAttention, MoeFfn
+
+__all__ = ["KINDS", "kept_kinds"]
+
+#: The kinds of weights with a storage of their own that quantisers may convert.
+KINDS = ("attention", "dense_ffn", "routed_experts", "shared_experts", "router", "embedding", "lm_head")
+
+_DENSE = ("gate_proj", "up_proj", "down_proj")
+_GQA = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_MLA = ("self_attn.q_a_proj", "self_attn.q_b_proj", "self_attn.kv_a_proj_with_mqa", "self_attn.kv_b_proj", "self_attn.o_proj")
+_LINEAR = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.out_proj", "mamba.in_proj", "mamba.out_proj")
+#: Spellings of a block's name in checkpoints; a list that names any one of them means the block.
+_MOE_BLOCKS = ("mlp", "block_sparse_moe", "feed_forward")
+
+
+def kept_kinds(patterns: Sequence[str], layers: Sequence[LayerSpec], field: str) -> frozenset[str]:
+    """The kinds of weights of which `patterns` name more than half of the modules.
+
+    A pattern is a regular expression after ``re:``, a glob if it has ``*``, or the dotted name of a module or of a part of
+    it. Names are those of `transformers` for the model's layers.
+
+    Raises:
+        InputError: a pattern that is not text or no valid regular expression.
+    """
+    match = _matcher(patterns, field)
+    counts = {kind: [0, 0] for kind in KINDS}
+    for kind, spellings in _modules(layers):
+        counts[kind][0] += any(match(name) for name in spellings)
+        counts[kind][1] += 1
+    return frozenset(kind for kind, (hit, total) in counts.items() if total and 2 * hit > total)
+
+
+class _Matcher:
+    def __init__(self, plain: frozenset[str], expressions: Sequence[re.Pattern[str]]) -> None:
+        self.plain = plain
+        self.expressions = expressions
+
+    def __call__(self, name: str) -> bool:
+        parts = name.split(".")
+        spans = (".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))
+        return any(span in self.plain for span in spans) or any(e.search(name) for e in self.expressions)
+
+
+def _matcher(patterns: Sequence[str], field: str) -> _Matcher:
+    plain, expressions = set(), []
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise InputError("must be a list of module names", field=field, value=pattern)
+        if pattern.startswith("re:"):
+            try:
+                expressions.append(re.compile(pattern.removeprefix("re:")))
+            except re.error as error:
+                raise InputError(f"is no regular expression: {error}", field=field, value=pattern) from None
+        elif "*" in pattern:
+            inside = translate("*" + _without_root(pattern)).removesuffix(r"\Z").removesuffix(r"\z")
+            expressions.append(re.compile(rf"{inside}(\.|$)"))
+        else:
+            plain.add(_without_root(pattern))
+    return _Matcher(frozenset(plain), expressions)
+
+
+def _without_root(name: str) -> str:
+    """The name from ``layers`` on: prefixes differ between plain and multimodal checkpoints."""
+    return re.sub(r"^(model\.|language_model\.)+", "", name)
+
+
+def _modules(layers: Sequence[LayerSpec]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield "embedding", ("model.embed_tokens",)
+    yield "lm_head", ("lm_head",)
+    for i, layer in enumerate(layers):
+        prefix = f"model.layers.{i}."
+        for part in _attention_modules(layer):
+            yield "attention", (prefix + part,)
+        if isinstance(layer.ffn, DenseFfn):
+            for part in _DENSE:
+                yield "dense_ffn", tuple(f"{prefix}{block}.{part}" for block in ("mlp", "feed_forward"))
+        if isinstance(layer.ffn, MoeFfn):
+            yield from _moe_modules(prefix, layer.ffn)
+
+
+def _attention_modules(layer: LayerSpec) -> tuple[str, ...]:
+    if isinstance(layer.attention, LinearAttention):
+        return _LINEAR[3:] if layer.attention.variant == "mamba" else _LINEAR[:3]
+    if isinstance(layer.attention, MlaAttention):
+        return _MLA
+    return _GQA if layer.attention is not None else ()
+
+
+def _moe_modules(prefix: str, moe: MoeFfn) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for part in _DENSE:
+        yield "routed_experts", tuple(f"{prefix}{block}.experts.0.{part}" for block in _MOE_BLOCKS)
+    gates = [f"{prefix}{block}.{gate}" for block in _MOE_BLOCKS for gate in ("gate", "router")]
+    yield "router", tuple(gates)
+    if moe.shared_intermediate_size:
+        names = ("mlp.shared_experts", "mlp.shared_expert", "feed_forward.shared_expert", "shared_mlp")
+        for part in _DENSE:
+            yield "shared_experts", tuple(f"{prefix}{name}.{part}" for name in names)
