@@ -1,0 +1,77 @@
+"""The cost of every operator on given hardware: the one place where peaks meet efficiencies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from moesim.cost.collectives import Network, collective_cost, exchange_cost
+from moesim.cost.efficiency import DEFAULT_EFFICIENCY, EfficiencyTable
+from moesim.cost.result import OpCost
+from moesim.ops import COLLECTIVES, EXCHANGES, ElementwiseShape, Op, maximum
+from moesim.specs.base import Origin
+from moesim.specs.hardware import DeviceSpec, Hardware
+
+__all__ = ["CalibratedOps", "CostModel", "roofline"]
+
+
+class CalibratedOps(Protocol):
+    """A calibration as the cost model sees it: the measured-and-fitted time of the operators it knows."""
+
+    @property
+    def name(self) -> str:
+        """Device and stack, for the report."""
+        ...
+
+    def cost(self, op: Op, device: DeviceSpec) -> OpCost | None:
+        """The operator's cost, or None where the calibration has nothing on this kind."""
+        ...
+
+
+def roofline(op: Op, device: DeviceSpec, table: EfficiencyTable = DEFAULT_EFFICIENCY) -> OpCost:
+    """max(flops / achieved flop/s, bytes / achieved bytes/s) + empty-kernel time.
+
+    Assumes: compute and memory traffic overlap fully; efficiencies do not depend on shape.
+    Source: Williams et al., Roofline (2009); efficiencies are assumptions, see `EfficiencyTable`.
+    """
+    e = table.of(op.kind)
+    compute_s = op.work.flops / (device.peak_flop_per_s.rate(op.dtype) * e.compute_frac)
+    memory_s = (op.work.read_bytes + op.work.write_bytes) / (device.memory_bytes_per_s * e.memory_frac)
+    n_kernels = op.shape.n_kernels if isinstance(op.shape, ElementwiseShape) else 1
+    latency_s = e.kernel_s * n_kernels
+    return OpCost(maximum(compute_s, memory_s) + latency_s, compute_s, memory_s, 0.0, latency_s)
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Costs of operators on one kind of hardware, calibrated where a calibration is given and knows the operator."""
+
+    hardware: Hardware
+    network: Network
+    efficiency: EfficiencyTable = DEFAULT_EFFICIENCY
+    calibration: CalibratedOps | None = None
+
+    @classmethod
+    def of(
+        cls, hardware: Hardware, calibration: CalibratedOps | None = None, efficiency: EfficiencyTable = DEFAULT_EFFICIENCY
+    ) -> CostModel:
+        """The cost model of `hardware` with the link efficiencies of `efficiency`."""
+        network = Network.of(hardware, efficiency.scale_up_frac, efficiency.scale_out_frac)
+        return cls(hardware, network, efficiency, calibration)
+
+    def cost(self, op: Op) -> OpCost:
+        """Time of one operator on one rank and what it is bound by."""
+        if self.calibration is not None:
+            known = self.calibration.cost(op, self.hardware.device)
+            if known is not None:
+                return known
+        if op.kind in COLLECTIVES:
+            return collective_cost(op, self.network)
+        if op.kind in EXCHANGES:
+            return exchange_cost(op, self.network)
+        return roofline(op, self.hardware.device, self.efficiency)
+
+    @property
+    def origin(self) -> Origin:
+        """Weakest origin of an uncalibrated cost model."""
+        return Origin.FITTED if self.calibration is not None else Origin.ASSUMPTION

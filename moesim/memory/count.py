@@ -1,0 +1,240 @@
+"""Bytes that one rank must hold. One record, one pure sum of named parts.
+
+Letters: D hidden size, F width, t tokens in flight on the rank, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from math import ceil
+
+from moesim.specs.model import (
+    Attention,
+    DenseFfn,
+    GqaAttention,
+    LayerSpec,
+    LinearAttention,
+    MlaAttention,
+    ModelSpec,
+    MoeFfn,
+)
+from moesim.specs.parallel import ParallelSpec
+
+__all__ = ["MemoryBytes", "Serving", "WeightBytes", "kv_bytes_per_sequence", "rank_memory", "rank_weights", "stage_layers"]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightBytes:
+    """Weights of one rank by kind, scales included."""
+
+    attention: float = 0.0
+    dense_ffn: float = 0.0
+    routed_experts: float = 0.0
+    shared_experts: float = 0.0
+    router: float = 0.0
+    norm: float = 0.0
+    embedding: float = 0.0
+    lm_head: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All kinds together."""
+        return float(sum(getattr(self, f.name) for f in fields(self)))
+
+    def __add__(self, other: WeightBytes) -> WeightBytes:
+        return WeightBytes(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBytes:
+    """Projected memory of the fullest rank by purpose."""
+
+    weights: WeightBytes
+    kv_cache: float
+    activations: float
+    comm_buffers: float
+    runtime_reserve: float
+
+    @property
+    def total(self) -> float:
+        """All purposes together."""
+        return self.weights.total + self.kv_cache + self.activations + self.comm_buffers + self.runtime_reserve
+
+    @property
+    def without_kv(self) -> float:
+        """What is taken before the first token is cached."""
+        return self.total - self.kv_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What an instance serves at once: sequences of `context` tokens, and the largest pass in tokens.
+
+    `kv_block_tokens` is the page of the cache (vLLM's default is 16). `reserve_bytes` and `reserve_frac` stand for the driver
+    context, CUDA graphs, communicator buffers and fragmentation: assumption, near what vLLM leaves at its default 0.9 memory use.
+    """
+
+    batch: float
+    context: float
+    max_pass_tokens: float = 8192.0
+    kv_block_tokens: int = 16
+    reserve_bytes: float = 1.5e9
+    reserve_frac: float = 0.03
+
+
+def stage_layers(n_layers: int, pp_size: int) -> list[range]:
+    """Layer indices of each pipeline stage; earlier stages take the remainder.
+
+    >>> stage_layers(5, 2)
+    [range(0, 3), range(3, 5)]
+    """
+    base, rest = divmod(n_layers, pp_size)
+    starts = [i * base + min(i, rest) for i in range(pp_size + 1)]
+    return [range(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+
+
+def rank_weights(model: ModelSpec, parallel: ParallelSpec, layers: Sequence[int], *, first: bool, last: bool) -> WeightBytes:
+    """Weights of a rank of the stage that holds `layers`; the first stage adds the embedding, the last the head."""
+    storage, tp = model.storage, parallel.tp_size
+    total = WeightBytes()
+    for index in layers:
+        total = total + _layer_weights(model, parallel, model.layers[index])
+    outside = model.other_params * storage.norm.bytes_per_element
+    total = total + WeightBytes(norm=outside)
+    if first:
+        total = total + WeightBytes(embedding=model.embedding_params / tp * storage.embedding.bytes_per_element)
+    if last:
+        head = model.lm_head_params
+        if model.tie_word_embeddings and not first:
+            head = model.embedding_params
+        total = total + WeightBytes(lm_head=head / tp * storage.lm_head.bytes_per_element)
+    return total
+
+
+def _layer_weights(model: ModelSpec, parallel: ParallelSpec, layer: LayerSpec) -> WeightBytes:
+    s, d = model.storage, model.hidden_size
+    attention = sum(
+        _attention_params(a, d, parallel.tp_size) for a in (layer.attention, layer.cross_attention) if a is not None
+    )
+    result = WeightBytes(
+        attention=attention * s.attention.bytes_per_element, norm=layer.norm_params * s.norm.bytes_per_element
+    )
+    ffn = layer.ffn
+    if isinstance(ffn, DenseFfn):
+        return result + WeightBytes(dense_ffn=ffn.n_params(d) / parallel.tp_size * s.dense_ffn.bytes_per_element)
+    if isinstance(ffn, MoeFfn):
+        n_slots = (ffn.n_routed_experts + parallel.redundant_experts) / parallel.ep_size
+        experts = n_slots * ffn.expert_params(d) / parallel.etp_size
+        return result + WeightBytes(
+            routed_experts=experts * s.routed_experts.bytes_per_element,
+            shared_experts=(ffn.shared_params(d) + ffn.extra_params) / parallel.tp_size * s.shared_experts.bytes_per_element,
+            router=ffn.router_params(d) * s.router.bytes_per_element,
+        )
+    return result
+
+
+def _attention_params(attention: Attention, hidden_size: int, tp: int) -> float:
+    """Weights of one rank: heads are split, key-value heads at least one each, the latent projections of MLA copied."""
+    whole = attention.n_params(hidden_size)
+    if isinstance(attention, GqaAttention):
+        kv_width = attention.head_dim + (0 if attention.k_is_v else attention.v_head_dim)
+        kv = hidden_size * attention.n_kv_heads * kv_width
+        kv_rank = hidden_size * max(1.0, attention.n_kv_heads / tp) * kv_width
+        return (whole - kv - attention.extra_params) / tp + kv_rank + attention.extra_params
+    if isinstance(attention, MlaAttention):
+        heads = attention.n_heads
+        q_in = attention.q_lora_rank if attention.q_lora_rank is not None else hidden_size
+        split = heads * (
+            q_in * attention.qk_head_dim
+            + attention.kv_lora_rank * (attention.qk_nope_head_dim + attention.v_head_dim)
+            + attention.v_head_dim * hidden_size
+        )
+        return whole - split + split / tp
+    return whole / tp
+
+
+def kv_bytes_per_sequence(
+    model: ModelSpec, parallel: ParallelSpec, context: float, layers: Sequence[int] | None = None, block_tokens: int = 1
+) -> float:
+    """Cache of one sequence on one rank, over `layers` (all by default); windows cap what a layer keeps.
+
+    GQA heads are split over TP down to one, MLA latents are copied; context parallelism splits the tokens.
+    """
+    element = model.storage.kv_cache.bytes_per_element
+    total = 0.0
+    for index in range(len(model.layers)) if layers is None else layers:
+        layer = model.layers[index]
+        for attention in (layer.attention, layer.cross_attention):
+            if isinstance(attention, LinearAttention):
+                total += attention.state_elements / parallel.tp_size * 4.0
+            elif isinstance(attention, GqaAttention):
+                kept = context if attention.sliding_window is None else min(context, attention.sliding_window)
+                heads = max(1.0, attention.n_kv_heads / parallel.tp_size)
+                width = attention.head_dim + attention.v_head_dim
+                total += _paged(kept / parallel.cp_size, block_tokens) * heads * width * element
+            elif isinstance(attention, MlaAttention):
+                total += _paged(context / parallel.cp_size, block_tokens) * attention.kv_elements_per_token() * element
+    return total
+
+
+def _paged(tokens: float, block_tokens: int) -> float:
+    return ceil(tokens / block_tokens) * float(block_tokens) if block_tokens > 1 else tokens
+
+
+def rank_memory(model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity_bytes: float) -> MemoryBytes:
+    """Memory of the fullest rank of the fullest stage."""
+    stages = stage_layers(len(model.layers), parallel.pp_size)
+    last = len(stages) - 1
+    candidates = [
+        _stage_memory(model, parallel, serving, capacity_bytes, stage, first=i == 0, last=i == last)
+        for i, stage in enumerate(stages)
+    ]
+    return max(candidates, key=lambda m: m.total)
+
+
+def _stage_memory(
+    model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity_bytes: float, layers: range, *, first: bool, last: bool
+) -> MemoryBytes:
+    sequences = ceil(serving.batch / parallel.dp_size)
+    per_sequence = kv_bytes_per_sequence(model, parallel, serving.context, layers, serving.kv_block_tokens)
+    return MemoryBytes(
+        weights=rank_weights(model, parallel, layers, first=first, last=last),
+        kv_cache=sequences * per_sequence,
+        activations=_activations(model, parallel, serving, sequences, last=last),
+        comm_buffers=_comm_buffers(model, parallel, serving),
+        runtime_reserve=serving.reserve_bytes + serving.reserve_frac * capacity_bytes,
+    )
+
+
+def _activations(model: ModelSpec, parallel: ParallelSpec, serving: Serving, sequences: float, *, last: bool) -> float:
+    """Peak of one layer: residual, norm output and the widest intermediate, 16-bit; and fp32 logits on the last stage.
+
+    Assumption: nothing is kept between layers but the residual (inference).
+    """
+    t = serving.max_pass_tokens / parallel.cp_size
+    widest = 0.0
+    for layer, _ in model.layer_kinds:
+        if isinstance(layer.ffn, DenseFfn):
+            widest = max(widest, 3.0 * layer.ffn.intermediate_size / parallel.tp_size)
+        elif isinstance(layer.ffn, MoeFfn):
+            per_pair = model.hidden_size + 3.0 * layer.ffn.moe_intermediate_size / parallel.etp_size
+            pairs = layer.ffn.num_experts_per_tok * parallel.dp_size / parallel.ep_size
+            widest = max(widest, pairs * per_pair + 3.0 * layer.ffn.shared_intermediate_size / parallel.tp_size)
+    logits = sequences * model.vocab_size * 4.0 if last else 0.0
+    return t * (3.0 * model.hidden_size + widest) * 2.0 + logits
+
+
+def _comm_buffers(model: ModelSpec, parallel: ParallelSpec, serving: Serving) -> float:
+    """Collective buffers, and those of expert exchange: receive room for every token of every rank an expert may get.
+
+    Assumption: 64 MiB per collective group; exchange buffers hold 128 decode tokens per rank for each expert, in and out, 16-bit
+    (the sizing of DeepEP's low-latency mode).
+    """
+    ffn = model.moe_ffn
+    n_groups = sum(size > 1 for size in (parallel.tp_size, parallel.dp_size, parallel.pp_size, parallel.cp_size))
+    buffers = n_groups * 64.0 * 2**20
+    if ffn is not None and parallel.ep_size > 1 and parallel.dp_size * parallel.cp_size > 1:
+        per_rank = min(128.0, max(1.0, serving.batch / parallel.dp_size))
+        buffers += 2.0 * per_rank * ffn.n_routed_experts * model.hidden_size * 2.0
+    return buffers
