@@ -1,0 +1,151 @@
+"""The one sampling kernel: a layer's choices for many tokens, experts drawn one after another without replacement.
+
+Each draw is one 32-bit word sent through an alias table; a word that lands on an expert the token already has, or on a group
+that it may no longer use, is drawn again. That is Plackett-Luce sampling (the same law as Gumbel top-k on log weights), at a
+few nanoseconds a draw instead of one Gumbel per token and expert. Copied words couple tokens and layers; as a copied word
+is as uniform as a fresh one, each layer's law stays exactly what it is without coupling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.routing.alias import AliasTables
+
+__all__ = ["LayerLaw", "draw_layer", "fresh_words", "link_layers", "link_tokens"]
+
+Words = NDArray[np.uint32]
+Choices = NDArray[np.int32]
+_ROUNDS = 12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerLaw:
+    """What draws one layer's choices: weights [n_domains, E], their alias tables, and the group of each expert."""
+
+    weights: NDArray[np.float64]
+    tables: AliasTables
+    top_k: int
+    n_group: int = 1
+    topk_group: int = 1
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether a token may use only some of the groups."""
+        return self.topk_group < self.n_group
+
+
+def fresh_words(shape: tuple[int, int], rng: np.random.Generator) -> Words:
+    """Independent uniform 32-bit words."""
+    n = shape[0] * shape[1]
+    raw = np.asarray(rng.bit_generator.random_raw((n + 1) // 2), dtype=np.uint64)
+    return raw.view(np.uint32)[:n].reshape(shape)
+
+
+def link_layers(words: Words, above: Words, copy_prob: NDArray[np.float64], rng: np.random.Generator) -> Words:
+    """Words of which each is replaced by the word of the layer above with the probability of its place (rank of choice)."""
+    limit = (copy_prob * 2.0**32).clip(0, 2.0**32 - 1).astype(np.uint32)
+    return np.where(fresh_words((words.shape[0], words.shape[1]), rng) < limit[:, None], above, words)
+
+
+def link_tokens(words: Words, repeat_prob: float, joint_frac: float, rng: np.random.Generator) -> Words:
+    """Words of which each is replaced by the previous token's with probability `repeat_prob`.
+
+    In a share `joint_frac` of the tokens all places repeat together, in the others each place on its own.
+    """
+    k, n = words.shape
+    repeats = rng.random((k, n), dtype=np.float32) < repeat_prob
+    joint = rng.random(n, dtype=np.float32) < joint_frac
+    repeats = np.where(joint, repeats[0], repeats)
+    repeats[:, 0] = False
+    source = np.where(repeats, 0, np.arange(n))
+    np.maximum.accumulate(source, axis=1, out=source)
+    return np.take_along_axis(words, source, axis=1)
+
+
+def draw_layer(
+    law: LayerLaw, words: Words, rng: np.random.Generator, domains: NDArray[np.intp] | None = None
+) -> Choices:
+    """The experts that the words choose: [K, n_tokens], each column without repetition, in order of choice."""
+    k, n = words.shape
+    chosen = law.tables.draw(words.ravel(), None if domains is None else np.tile(domains, k)).reshape(k, n)
+    groups = _Groups(law, n) if law.is_limited else None
+    if groups is not None:
+        groups.add(chosen[0], np.arange(n))
+    for j in range(1, k):
+        rows = np.flatnonzero(_refused(chosen[:j], chosen[j], groups, None))
+        for _ in range(_ROUNDS):
+            if not rows.size:
+                break
+            again = law.tables.draw(fresh_words((1, rows.size), rng)[0], None if domains is None else domains[rows])
+            chosen[j, rows] = again
+            rows = rows[_refused(chosen[:j, rows], again, groups, rows)]
+        if rows.size:
+            chosen[j, rows] = _draw_exactly(law, chosen[:j, rows], groups, rows, rng, domains)
+        if groups is not None:
+            groups.add(chosen[j], np.arange(n))
+    return chosen
+
+
+class _Groups:
+    """The groups each token has touched so far, as a bit mask, and whether it may touch no others."""
+
+    def __init__(self, law: LayerLaw, n_tokens: int) -> None:
+        n_experts = law.weights.shape[1]
+        group = np.arange(n_experts) // (n_experts // law.n_group)
+        self.bit = np.left_shift(np.uint64(1), group.astype(np.uint64))
+        self.limit = law.topk_group
+        self.mask = np.zeros(n_tokens, np.uint64)
+        self.n_seen = np.zeros(n_tokens, np.int16)
+        self.everything = np.uint64(2**law.n_group - 1)
+        self.open = np.full(n_tokens, self.everything)
+
+    def add(self, experts: NDArray[np.int32], rows: NDArray[np.intp]) -> None:
+        """Note the chosen experts' groups; a token at its limit is closed to all others."""
+        bits = self.bit.take(experts)
+        self.n_seen[rows] += (self.mask[rows] & bits) == 0
+        self.mask[rows] |= bits
+        self.open = np.where(self.n_seen >= self.limit, self.mask, self.everything)
+
+    def refuses(self, experts: NDArray[np.int32], rows: NDArray[np.intp] | None) -> NDArray[np.bool_]:
+        """Whether an expert's group is closed to its token."""
+        still_open = self.open if rows is None else self.open[rows]
+        closed: NDArray[np.bool_] = (self.bit.take(experts) & still_open) == 0
+        return closed
+
+
+def _refused(
+    before: NDArray[Any], new: NDArray[np.int32], groups: _Groups | None, rows: NDArray[np.intp] | None
+) -> NDArray[np.bool_]:
+    bad: NDArray[np.bool_] = before[0] == new
+    for other in before[1:]:
+        bad |= other == new
+    if groups is not None:
+        bad |= groups.refuses(new, rows)
+    return bad
+
+
+def _draw_exactly(
+    law: LayerLaw,
+    before: NDArray[Any],
+    groups: _Groups | None,
+    rows: NDArray[np.intp],
+    rng: np.random.Generator,
+    domains: NDArray[np.intp] | None,
+) -> NDArray[np.int32]:
+    """One draw for tokens that rejection did not serve: from the weights with what is refused set to zero."""
+    weights = law.weights[np.zeros(rows.size, np.intp) if domains is None else domains[rows]].copy()
+    floor = weights.max(axis=1, keepdims=True) * 1e-30  # so that experts of weight zero can fill up, if all else is taken
+    weights = np.maximum(weights, floor)
+    if groups is not None:
+        weights[(groups.bit[None, :] & groups.open[rows][:, None]) == 0] = 0.0
+    np.put_along_axis(weights, before.T.astype(np.intp), 0.0, axis=1)
+    reach = np.cumsum(weights, axis=1)
+    spot = rng.random(rows.size)[:, None] * reach[:, -1:]
+    drawn = (reach <= spot).sum(axis=1)
+    picked: NDArray[np.int32] = np.minimum(drawn, weights.shape[1] - 1).astype(np.int32)
+    return picked
