@@ -12,7 +12,7 @@ from moesim.ops import CollectiveShape, ExchangeShape, Num, Op, OpKind, maximum,
 from moesim.specs.base import Origin
 from moesim.specs.hardware import Hardware, Topology
 
-__all__ = ["Network", "collective_cost", "exchange_cost"]
+__all__ = ["Network", "PortTimes", "collective_cost", "exchange_cost", "port_times"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +91,41 @@ def _inside(kind: OpKind, n: int, size: Num, network: Network, *, alone: bool) -
     return best - used_latency, used_latency
 
 
-def exchange_cost(op: Op, network: Network) -> OpCost:
-    """Dispatch or combine of one rank: the busier of its scale-up and NIC ports, out or in, plus latency and message posts."""
+@dataclass(frozen=True, slots=True)
+class PortTimes:
+    """How long one rank's ports are busy in an exchange, out and in, and what does not depend on size."""
+
+    out_s: Num
+    in_s: Num
+    latency_s: Num
+
+    @property
+    def total_s(self) -> Num:
+        """The busier direction, and latency."""
+        return maximum(self.out_s, self.in_s) + self.latency_s
+
+
+def port_times(op: Op, network: Network) -> PortTimes:
+    """Port times of a dispatch or combine of one rank: scale-up ports and NICs work side by side, the busier one counts."""
     shape = op.shape
     if not isinstance(shape, ExchangeShape):
         raise TypeError(f"{op.name} is not an exchange")
-    link_s = maximum(shape.up_out_bytes, shape.up_in_bytes) / network.up_bytes_per_s
+    out_s, in_s = shape.up_out_bytes / network.up_bytes_per_s, shape.up_in_bytes / network.up_bytes_per_s
     latency_s: Num = network.up_latency_s
     n_near = min(shape.n_ranks, network.domain_size) - 1
     post_s = n_near * network.up_message_s
     if shape.n_ranks > network.domain_size:
-        link_s = maximum(link_s, maximum(shape.nic_out_bytes, shape.nic_in_bytes) / network.nic_bytes_per_s)
+        out_s = maximum(out_s, shape.nic_out_bytes / network.nic_bytes_per_s)
+        in_s = maximum(in_s, shape.nic_in_bytes / network.nic_bytes_per_s)
         latency_s = network.nic_latency_s
         post_s += (shape.n_ranks - 1 - n_near) * network.nic_message_s
-    return _result(link_s, latency_s + post_s, network)
+    return PortTimes(out_s, in_s, latency_s + post_s)
+
+
+def exchange_cost(op: Op, network: Network) -> OpCost:
+    """Dispatch or combine of one rank: the busier of its ports, out or in, plus latency and message posts."""
+    times = port_times(op, network)
+    return _result(maximum(times.out_s, times.in_s), times.latency_s, network)
 
 
 def _link(network: Network, inside: bool) -> tuple[float, float]:

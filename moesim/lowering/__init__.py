@@ -8,11 +8,24 @@ from moesim.lowering.attention import lower_attention
 from moesim.lowering.common import Context, Pass, collective, elementwise, gemm
 from moesim.lowering.ffn import lower_dense, lower_moe
 from moesim.lowering.load import ExpertLayout, MoeLoad, drawn_load, expected_load, uniform_load
-from moesim.ops import ElementwiseShape, GemmShape, Num, Op, OpKind, Phase, Program, Segment, Work
+from moesim.lowering.route import Routed, route_model
+from moesim.ops import Num, Op, OpKind, Phase, Program, Segment
 from moesim.specs.model import DenseFfn, GqaAttention, LayerSpec, ModelSpec, MoeFfn
 from moesim.specs.parallel import ParallelSpec
 
-__all__ = ["Context", "ExpertLayout", "MoeLoad", "Pass", "drawn_load", "expected_load", "expert_layout", "lower", "uniform_load"]
+__all__ = [
+    "Context",
+    "ExpertLayout",
+    "MoeLoad",
+    "Pass",
+    "Routed",
+    "drawn_load",
+    "expected_load",
+    "expert_layout",
+    "lower",
+    "route_model",
+    "uniform_load",
+]
 
 LoadFor = Callable[[MoeFfn, tuple[int, ...]], MoeLoad]
 
@@ -29,7 +42,9 @@ def expert_layout(parallel: ParallelSpec, phase: Phase, domain_size: int) -> Exp
     )
 
 
-def lower(model: ModelSpec, parallel: ParallelSpec, step: Pass, load_for: LoadFor | None = None, *, overlap: bool = False) -> Program:
+def lower(
+    model: ModelSpec, parallel: ParallelSpec, step: Pass, load_for: LoadFor | None = None, *, overlap: bool = False
+) -> Program:
     """The program of one pass.
 
     Args:

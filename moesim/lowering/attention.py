@@ -63,7 +63,11 @@ def _mla(ctx: Context, a: MlaAttention) -> list[Op]:
         ]
     ops.append(elementwise(ctx, "rope_and_cache", t, latent + heads * a.qk_rope_head_dim, GROUP))
     ops += _index(ctx, a)
-    ops += _mla_absorbed(ctx, a, heads, latent) if ctx.step.phase is Phase.DECODE else _mla_naive(ctx, a, heads, latent, storage)
+    ops += (
+        _mla_absorbed(ctx, a, heads, latent)
+        if ctx.step.phase is Phase.DECODE
+        else _mla_naive(ctx, a, heads, latent, storage)
+    )
     ops.append(gemm(ctx, "o_proj", t, ctx.hidden, heads * a.v_head_dim, storage, GROUP))
     return ops
 
@@ -73,7 +77,15 @@ def _mla_naive(ctx: Context, a: MlaAttention, heads: float, latent: float, stora
     unpacked = ctx.tokens + ctx.sequences * ctx.step.cached_tokens
     kv_row = heads * (a.qk_head_dim + a.v_head_dim)
     return [
-        gemm(ctx, "kv_b_proj", unpacked, heads * (a.qk_nope_head_dim + a.v_head_dim), float(a.kv_lora_rank), storage, GROUP),
+        gemm(
+            ctx,
+            "kv_b_proj",
+            unpacked,
+            heads * (a.qk_nope_head_dim + a.v_head_dim),
+            float(a.kv_lora_rank),
+            storage,
+            GROUP,
+        ),
         *_scores(ctx, heads, heads, float(a.qk_head_dim), float(a.v_head_dim), kv_row, a.index_topk, is_mla=True),
     ]
 
@@ -106,7 +118,15 @@ def _index(ctx: Context, a: MlaAttention) -> list[Op]:
 
 
 def _scores(
-    ctx: Context, heads: float, kv_heads: float, qk_dim: float, v_dim: float, kv_row: float, window: int | None, *, is_mla: bool
+    ctx: Context,
+    heads: float,
+    kv_heads: float,
+    qk_dim: float,
+    v_dim: float,
+    kv_row: float,
+    window: int | None,
+    *,
+    is_mla: bool,
 ) -> list[Op]:
     """Scores, softmax and values of the new tokens over the cache, and the merge that context parallelism needs."""
     step, cp = ctx.step, ctx.parallel.cp_size
@@ -142,7 +162,9 @@ def _linear(ctx: Context, a: LinearAttention) -> list[Op]:
     tp, t, storage = ctx.parallel.tp_size, ctx.tokens, ctx.model.storage.attention
     state_bytes = ctx.sequences * (2.0 * a.state_elements / tp * 4.0)
     work = Work(t * (a.flops_per_token / tp), state_bytes * 0.5 + t * ctx.activation_bytes, state_bytes * 0.5)
-    shape = AttentionShape(ctx.sequences, ctx.step.new_tokens, 0.0, a.n_heads / tp, a.n_heads / tp, 0.0, 0.0, None, False)
+    shape = AttentionShape(
+        ctx.sequences, ctx.step.new_tokens, 0.0, a.n_heads / tp, a.n_heads / tp, 0.0, 0.0, None, False
+    )
     return [
         gemm(ctx, "linear_attention_proj", t, a.n_proj_params / ctx.model.hidden_size / tp, ctx.hidden, storage, GROUP),
         Op("linear_attention_state", _kind(ctx), work, shape, ctx.activation, GROUP),

@@ -92,7 +92,16 @@ def ceil_div(a: Num, b: float) -> Num:
 
 
 def gemm(
-    ctx: Context, name: str, m: Num, n: Num, k: Num, storage: Storage, group: str, *, n_batch: float = 1.0, under: str | None = None
+    ctx: Context,
+    name: str,
+    m: Num,
+    n: Num,
+    k: Num,
+    storage: Storage,
+    group: str,
+    *,
+    n_batch: float = 1.0,
+    under: str | None = None,
 ) -> Op:
     """A matrix product with a stored weight: 2 m n k flops; weight, input and output each cross memory once."""
     act = ctx.activation_bytes
@@ -103,12 +112,22 @@ def gemm(
 
 
 def elementwise(
-    ctx: Context, name: str, tokens: Num, width: float, group: str, *, reads: float = 1.0, writes: float = 1.0, n_kernels: int = 1
+    ctx: Context,
+    name: str,
+    tokens: Num,
+    width: float,
+    group: str,
+    *,
+    reads: float = 1.0,
+    writes: float = 1.0,
+    n_kernels: int = 1,
+    under: str | None = None,
 ) -> Op:
     """A pass over rows of activations: `reads` and `writes` count how often `width` elements cross memory per token."""
     row = width * ctx.activation_bytes
     work = Work(tokens * width, tokens * (row * reads), tokens * (row * writes))
-    return Op(name, OpKind.ELEMENTWISE, work, ElementwiseShape(tokens, width, n_kernels), ctx.activation, group)
+    shape = ElementwiseShape(tokens, width, n_kernels)
+    return Op(name, OpKind.ELEMENTWISE, work, shape, ctx.activation, group, under)
 
 
 def collective(ctx: Context, name: str, kind: OpKind, n_ranks: int, message_bytes: Num, stride: int = 1) -> Op:

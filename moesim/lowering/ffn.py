@@ -17,7 +17,9 @@ __all__ = ["lower_dense", "lower_moe"]
 def lower_dense(ctx: Context, ffn: DenseFfn) -> list[Op]:
     """Operators of a dense block that is split over the tensor-parallel ranks."""
     ops = [elementwise(ctx, "ffn_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0)]
-    ops += _mlp(ctx, "ffn", ffn.intermediate_size / ctx.parallel.tp_size, ffn.gated, ctx.model.storage.dense_ffn, "dense_ffn")
+    ops += _mlp(
+        ctx, "ffn", ffn.intermediate_size / ctx.parallel.tp_size, ffn.gated, ctx.model.storage.dense_ffn, "dense_ffn"
+    )
     return ops + _tensor_reduce(ctx, "ffn_all_reduce")
 
 
@@ -31,7 +33,11 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
     p = ctx.parallel
     travels = p.dp_size * p.cp_size > 1 and p.ep_size > 1
     gathers = p.dp_size * p.cp_size > 1 and p.ep_size == 1
-    ops = [elementwise(ctx, "ffn_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0), *_route(ctx, ffn, travels)]
+    ops = [
+        elementwise(ctx, "ffn_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0),
+        *_route(ctx, ffn, travels),
+        *_shared(ctx, ffn, "dispatch" if travels else None),
+    ]
     if travels:
         ops.append(_exchange(ctx, "dispatch", OpKind.DISPATCH, load))
     elif gathers:
@@ -41,8 +47,11 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
         ops.append(_exchange(ctx, "combine", OpKind.COMBINE, load))
     elif gathers:
         ops.append(_gather(ctx, "expert_reduce_scatter", OpKind.REDUCE_SCATTER, p.n_stage_ranks))
-    ops += _shared(ctx, ffn, "dispatch" if travels else None)
-    ops.append(elementwise(ctx, "unpermute", _own_tokens(ctx, travels), ctx.hidden, "permute", reads=float(ffn.num_experts_per_tok)))
+    ops.append(
+        elementwise(
+            ctx, "unpermute", _own_tokens(ctx, travels), ctx.hidden, "permute", reads=float(ffn.num_experts_per_tok)
+        )
+    )
     if not travels and not gathers:
         return ops + _tensor_reduce(ctx, "ffn_all_reduce")
     if p.tp_size > 1:
@@ -50,11 +59,13 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
     return ops
 
 
-def _mlp(ctx: Context, name: str, width: Num, gated: bool, storage: Storage, group: str, under: str | None = None) -> list[Op]:
+def _mlp(
+    ctx: Context, name: str, width: Num, gated: bool, storage: Storage, group: str, under: str | None = None
+) -> list[Op]:
     n_in = 2.0 if gated else 1.0
     return [
         gemm(ctx, f"{name}_up", ctx.tokens, width * n_in, ctx.hidden, storage, group, under=under),
-        elementwise(ctx, f"{name}_act", ctx.tokens, width, group, reads=n_in),
+        elementwise(ctx, f"{name}_act", ctx.tokens, width, group, reads=n_in, under=under),
         gemm(ctx, f"{name}_down", ctx.tokens, ctx.hidden, width, storage, group, under=under),
     ]  # fmt: skip
 
@@ -98,7 +109,14 @@ def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
         max_expert_tokens=load.max_expert_tokens, n_local_experts=n_local, hidden_size=d, inter_size=width,
         top_k=float(ffn.num_experts_per_tok), gated=ffn.gated,
     )  # fmt: skip
-    return Op("experts", OpKind.GROUPED_GEMM, work, shape, _expert_arithmetic(storage.routed_experts, storage.expert_activation), "experts")
+    return Op(
+        "experts",
+        OpKind.GROUPED_GEMM,
+        work,
+        shape,
+        _expert_arithmetic(storage.routed_experts, storage.expert_activation),
+        "experts",
+    )
 
 
 def _expert_arithmetic(weights: Storage, activation: Dtype) -> Dtype:
@@ -131,7 +149,15 @@ def _shared(ctx: Context, ffn: MoeFfn, under: str | None) -> list[Op]:
     tp, storage = ctx.parallel.tp_size, ctx.model.storage
     ops: list[Op] = []
     if ffn.shared_intermediate_size:
-        ops += _mlp(ctx, "shared_experts", ffn.shared_intermediate_size / tp, ffn.gated, storage.shared_experts, "shared_experts", under)
+        ops += _mlp(
+            ctx,
+            "shared_experts",
+            ffn.shared_intermediate_size / tp,
+            ffn.gated,
+            storage.shared_experts,
+            "shared_experts",
+            under,
+        )
     if ffn.dense_residual is not None:
         width = ffn.dense_residual.intermediate_size / tp
         ops += _mlp(ctx, "dense_residual", width, ffn.dense_residual.gated, storage.dense_ffn, "shared_experts", under)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.ops import Num
-from moesim.routing import Placement, RouterModel
+from moesim.routing import Placement
 
 __all__ = ["ExpertLayout", "MoeLoad", "drawn_load", "expected_load", "uniform_load"]
 
@@ -71,7 +71,9 @@ def tile_rows(mean_tokens: Num) -> Num:
     return np.asarray(2.0 ** np.clip(np.ceil(np.log2(np.maximum(mean_tokens, 1.0))), 4.0, 7.0))
 
 
-def drawn_load(counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout, top_k: int) -> MoeLoad:
+def drawn_load(
+    counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout
+) -> MoeLoad:
     """Load of every rank from sampled counts.
 
     Args:
@@ -79,10 +81,9 @@ def drawn_load(counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement
         tokens_per_rank: [S] tokens that start on each source rank.
         placement: slots of experts on expert ranks; replicas share an expert's load evenly.
         layout: ranks and domains.
-        top_k: K.
     """
     per_expert = counts.sum(axis=1)
-    slot_tokens = slot_loads(per_expert, placement)
+    slot_tokens = placement.slot_loads(per_expert)
     n_layers = counts.shape[0]
     by_rank = slot_tokens.reshape(n_layers, layout.ep_size, -1)
     assignments = by_rank.sum(axis=2)
@@ -101,43 +102,6 @@ def drawn_load(counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement
     )  # fmt: skip
 
 
-def slot_loads(per_expert: NDArray[np.int64], placement: Placement) -> FloatArray:
-    """Tokens per slot, [L, n_slots]: an expert's tokens are dealt evenly over its replicas, the first ones get the rest."""
-    slots = np.broadcast_to(placement.slots, (per_expert.shape[0], placement.slots.shape[1]))
-    n_layers, n_slots = slots.shape
-    replica = _replica_index(slots)
-    n_replicas = np.zeros(per_expert.shape)
-    rows = np.arange(n_layers)[:, None]
-    np.add.at(n_replicas, (np.broadcast_to(rows, slots.shape), slots), 1.0)
-    tokens = np.take_along_axis(per_expert, slots, axis=1)
-    share = np.take_along_axis(n_replicas, slots, axis=1)
-    return np.asarray(np.floor((tokens + share - 1 - replica) / share), dtype=float)
-
-
-def _replica_index(slots: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each slot, how many earlier slots of the layer hold the same expert."""
-    order = np.argsort(slots, axis=1, kind="stable")
-    ordered = np.take_along_axis(slots, order, axis=1)
-    new_run = np.ones(ordered.shape, dtype=bool)
-    new_run[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    position = np.broadcast_to(np.arange(slots.shape[1]), slots.shape)
-    start = np.maximum.accumulate(np.where(new_run, position, 0), axis=1)
-    result = np.empty_like(slots)
-    np.put_along_axis(result, order, position - start, axis=1)
-    return result
-
-
-def _share_matrix(placement: Placement, n_experts: int, n_ep: int) -> NDArray[np.float32]:
-    """[L or 1, E, R] fraction of an expert's tokens that each expert rank handles."""
-    slots = placement.slots
-    n_layers, n_slots = slots.shape
-    share = np.zeros((n_layers, n_experts, n_ep), dtype=np.float32)
-    rank_of_slot = np.arange(n_slots) // (n_slots // n_ep)
-    rows = np.broadcast_to(np.arange(n_layers)[:, None], slots.shape)
-    np.add.at(share, (rows, slots, np.broadcast_to(rank_of_slot, slots.shape)), 1.0)
-    return share / share.sum(axis=2, keepdims=True)
-
-
 def _traffic(
     counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout
 ) -> tuple[Num, Num, Num, Num]:
@@ -145,11 +109,11 @@ def _traffic(
     if layout.tokens_are_everywhere or layout.n_ranks == 1:
         zero = np.zeros((counts.shape[0], layout.n_ranks))
         return zero, zero, zero, zero
-    share = _share_matrix(placement, counts.shape[2], layout.ep_size)
+    share = placement.share_on_rank().astype(np.float32)
     to_ep = np.matmul(counts.astype(np.float32), share)
     n_ranks, domain = layout.n_ranks, min(layout.domain_size, layout.n_ranks)
     tokens = np.maximum(tokens_per_rank, 1e-9).astype(np.float32)[None, :, None]
-    n_per_rank = placement.slots.shape[1] / layout.ep_size
+    n_per_rank = placement.n_slots / layout.ep_size
     copies = _distinct(to_ep, tokens, n_per_rank) if layout.dedup else to_ep
     copies = np.repeat(copies, layout.etp_size, axis=2)
     source_domain = np.arange(n_ranks) // domain
@@ -172,7 +136,10 @@ def _two_hop(
 ) -> tuple[Num, Num, Num, Num]:  # fmt: skip
     """High-throughput traffic: a token crosses to a domain once, to the peer of its own index, which forwards it inside."""
     n_layers, n_ranks, _ = copies.shape
-    per_domain = np.repeat(to_ep, layout.etp_size, axis=2).reshape(n_layers, n_ranks, n_domains, domain).sum(axis=3) / layout.etp_size
+    per_domain = (
+        np.repeat(to_ep, layout.etp_size, axis=2).reshape(n_layers, n_ranks, n_domains, domain).sum(axis=3)
+        / layout.etp_size
+    )
     crossing = _distinct(per_domain, tokens, n_per_rank * domain / layout.etp_size)
     own = np.arange(n_ranks) // domain
     remote = own[:, None] != np.arange(n_domains)[None, :]
@@ -190,36 +157,40 @@ def _two_hop(
     return tuple(np.asarray(x, dtype=float) for x in (up_out, up_in, nic_out, nic_in))  # type: ignore[return-value]
 
 
-def _distinct(assignments: NDArray[np.float32], tokens: NDArray[np.float32], n_experts_there: float) -> NDArray[np.float32]:
+def _distinct(
+    assignments: NDArray[np.float32], tokens: NDArray[np.float32], n_experts_there: float
+) -> NDArray[np.float32]:
     """Expected distinct tokens among assignments to a group of experts, as if each expert were chosen independently."""
     chance = np.minimum(assignments / (tokens * np.float32(n_experts_there)), 1.0)
     return np.asarray(tokens * (1.0 - (1.0 - chance) ** np.float32(n_experts_there)), dtype=np.float32)
 
 
-def expected_load(router: RouterModel, tokens: Num, placement: Placement, layout: ExpertLayout, source_tokens: Num) -> MoeLoad:
-    """Closed form for the bottleneck rank of each layer, [..., L, 1].
+def expected_load(
+    inclusion: FloatArray, tokens: Num, placement: Placement, layout: ExpertLayout, source_tokens: Num
+) -> MoeLoad:
+    """Closed form for the fullest rank of each layer, [..., L, 1], from inclusion probabilities p [L, E].
 
     Means are exact for independent tokens: rank load T sum p_e, distinct experts sum 1 - (1 - p_e)^T. The excess of the fullest
-    rank over its mean is sigma E[max of R normals] (Blom), added to the hottest rank. Assumes T p_e large enough for a normal.
+    rank over its mean is sigma E[max of R normals] (Blom), which counts where ranks are alike; the hottest rank's mean counts
+    where they are not. Assumes T p_e large enough for a normal.
     """
-    share = np.asarray(_share_matrix(placement, router.popularity.shape[1], layout.ep_size), dtype=float)
-    p = router.inclusion_probability()
+    share = placement.share_on_rank()
+    p, top_k = inclusion, float(inclusion[0].sum())
     t = np.asarray(tokens, dtype=float)[..., None, None]
-    rank_p = np.matmul(p[:, None, :], share)[:, 0, :]
-    mean = t * rank_p
-    variance = t * np.matmul((p * (1.0 - p))[:, None, :], share)[:, 0, :]
-    spread = np.sqrt(variance.mean(axis=-1, keepdims=True)) * normal_max(layout.ep_size)
-    if router.is_balanced:
-        spread = spread * 0.0
-    worst = np.minimum(np.maximum(mean.max(axis=-1, keepdims=True), mean.mean(axis=-1, keepdims=True) + spread), t * float(router.top_k))
-    hit_e = np.minimum(1.0, t * p) if router.is_balanced else -np.expm1(t * np.log1p(-np.minimum(p, 1.0 - 1e-12)))
-    hit = np.matmul(hit_e[..., None, :], (share > 0).astype(float))[..., 0, :].max(axis=-1, keepdims=True)
+    mean = t * np.matmul(p[:, None, :], share)[:, 0, :]
+    sigma = np.sqrt(t * np.matmul((p * (1.0 - p))[:, None, :], share)[:, 0, :])
+    even = mean.mean(axis=-1, keepdims=True) + sigma.mean(axis=-1, keepdims=True) * normal_max(layout.ep_size)
+    worst = np.minimum(np.maximum(mean.max(axis=-1, keepdims=True), even), t * top_k)
+    chance = -np.expm1(t * np.log1p(-np.minimum(p, 1.0 - 1e-12)))
+    hit = np.matmul(chance[..., None, :], (share > 0).astype(float))[..., 0, :].max(axis=-1, keepdims=True)
     peak = (t * p).max(axis=-1, keepdims=True)
-    return _with_traffic(worst, hit, peak, router.is_balanced, t, np.asarray(source_tokens, dtype=float)[..., None, None],
-                         placement.slots.shape[1], float(router.top_k), layout)  # fmt: skip
+    source = np.asarray(source_tokens, dtype=float)[..., None, None]
+    return _with_traffic(worst, hit, peak, False, t, source, placement.n_slots, top_k, layout)
 
 
-def uniform_load(tokens: Num, n_experts: Num, top_k: Num, layout: ExpertLayout, source_tokens: Num, *, balanced: bool) -> MoeLoad:
+def uniform_load(
+    tokens: Num, n_experts: Num, top_k: Num, layout: ExpertLayout, source_tokens: Num, *, balanced: bool
+) -> MoeLoad:
     """`expected_load` for equal popularity, without a router: any of tokens, experts and top-k may be arrays."""
     p = top_k / n_experts
     per_rank = n_experts / layout.ep_size
@@ -235,7 +206,15 @@ def uniform_load(tokens: Num, n_experts: Num, top_k: Num, layout: ExpertLayout, 
 
 
 def _with_traffic(
-    worst: Num, hit: Num, peak: Num, balanced: bool, tokens: Num, source_tokens: Num, n_slots: Num, top_k: Num, layout: ExpertLayout
+    worst: Num,
+    hit: Num,
+    peak: Num,
+    balanced: bool,
+    tokens: Num,
+    source_tokens: Num,
+    n_slots: Num,
+    top_k: Num,
+    layout: ExpertLayout,
 ) -> MoeLoad:
     per_hit = worst / _at_least(hit, 1e-9)
     tile = tile_rows(per_hit)

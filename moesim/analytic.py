@@ -1,0 +1,207 @@
+"""Closed-form time of a pass: operators in sequence, ranks in parallel, a barrier wherever ranks exchange data.
+
+Between two barriers the slowest rank counts. What the closed form leaves out, and the `sim.flow` engine has, is contention
+for ports; both take every duration from the same `CostModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.cost import Bound, CostModel, OpCost
+from moesim.ops import COLLECTIVES, EXCHANGES, Num, Op, OpKind, Program, Segment
+from moesim.specs.base import Origin, weakest
+
+__all__ = ["OpLine", "StepEstimate", "barrier_groups", "estimate", "step_time"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpLine:
+    """One row of the breakdown: an operator of a segment, over all its layers, on the rank that everyone waits for."""
+
+    name: str
+    group: str
+    segment: str
+    kind: OpKind
+    n_repeat: int
+    time_s: float
+    hidden_s: float
+    bound: Bound
+    flops: float
+    moved_bytes: float
+    origin: Origin
+    error_frac: float | None
+    is_extrapolated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepEstimate:
+    """Time of one pass and where it goes.
+
+    `time_s` is the latency of the pass through all pipeline stages. `imbalance_s` is what it would gain if every rank had the
+    mean load; `exposed_comm_s` is communication with no compute over it. `error_frac` is the half-width of the 90% interval
+    over the time, with the operators' errors taken as fully correlated; None where some part was never measured.
+    """
+
+    time_s: float
+    lines: tuple[OpLine, ...]
+    imbalance_s: float
+    exposed_comm_s: float
+    hidden_comm_s: float
+    origin: Origin
+    error_frac: float | None
+    extrapolated_frac: float
+
+    def busy_s(self) -> dict[Bound, float]:
+        """Time by bound, for the energy estimate."""
+        busy: dict[Bound, float] = {}
+        for line in self.lines:
+            busy[line.bound] = busy.get(line.bound, 0.0) + line.time_s
+        return busy
+
+    def by_group(self) -> dict[str, float]:
+        """Time by group of operators, in order of the pass."""
+        groups: dict[str, float] = {}
+        for line in self.lines:
+            groups[line.group] = groups.get(line.group, 0.0) + line.time_s
+        return groups
+
+
+def barrier_groups(ops: Iterable[Op], n_ranks: int) -> list[list[Op]]:
+    """Operators split after each one at which ranks meet: exchanges and collectives of more than one rank."""
+    groups: list[list[Op]] = [[]]
+    for op in ops:
+        groups[-1].append(op)
+        if n_ranks > 1 and (op.kind in EXCHANGES or op.kind in COLLECTIVES):
+            groups.append([])
+    return [group for group in groups if group]
+
+
+def step_time(program: Program, model: CostModel) -> Num:
+    """Only the time of the pass; for grids of points, an array over their leading axes."""
+    total: Num = 0.0
+    for segment in program.segments:
+        for group in barrier_groups(segment.ops, program.n_ranks):
+            costs = [(op, model.cost(op).time_s) for op in group]
+            times = [time - hidden for (_, time), hidden in zip(costs, _hidden(costs, program), strict=True)]
+            total = total + _over_layers(_add(times), segment.n_repeat)
+    sends = sum(_scalar(model.cost(op).time_s) for op in program.stage_sends)
+    return total + sends * (program.pp_size - 1)
+
+
+def estimate(program: Program, model: CostModel) -> StepEstimate:
+    """Time of the pass with its breakdown."""
+    lines: list[OpLine] = []
+    imbalance_s = 0.0
+    for segment in program.segments:
+        for group in barrier_groups(segment.ops, program.n_ranks):
+            group_lines, lost = _group_lines(segment, group, program, model)
+            lines += group_lines
+            imbalance_s += lost
+    for op in program.stage_sends:
+        cost = model.cost(op)
+        lines.append(_line(op, Segment("pipeline", (op,)), cost, _scalar(cost.time_s) * (program.pp_size - 1), 0.0))
+    time_s = sum(line.time_s for line in lines)
+    comm = [line for line in lines if line.kind in COLLECTIVES or line.kind in EXCHANGES]
+    return StepEstimate(
+        time_s=time_s,
+        lines=tuple(lines),
+        imbalance_s=imbalance_s,
+        exposed_comm_s=sum(line.time_s for line in comm),
+        hidden_comm_s=sum(line.hidden_s for line in lines),
+        origin=weakest(*(line.origin for line in lines)),
+        error_frac=_error(lines, time_s),
+        extrapolated_frac=sum(line.time_s for line in lines if line.is_extrapolated) / time_s if time_s > 0 else 0.0,
+    )
+
+
+def _group_lines(
+    segment: Segment, group: Sequence[Op], program: Program, model: CostModel
+) -> tuple[list[OpLine], float]:
+    costs = [model.cost(op) for op in group]
+    pairs = [(op, cost.time_s) for op, cost in zip(group, costs, strict=True)]
+    hidden = _hidden(pairs, program)
+    if all(isinstance(time, float) for _, time in pairs):
+        n = segment.n_repeat
+        lines = [
+            _line(op, segment, cost, (_scalar(cost.time_s) - _scalar(h)) * n, _scalar(h) * n)
+            for op, cost, h in zip(group, costs, hidden, strict=True)
+        ]
+        return lines, 0.0
+    total = np.atleast_2d(_add([time - h for (_, time), h in zip(pairs, hidden, strict=True)]))
+    slowest = total.argmax(axis=-1)
+    scale = segment.n_repeat / total.shape[0]
+    lines = []
+    for op, cost, h in zip(group, costs, hidden, strict=True):
+        time = _at(cost.time_s, slowest, total.shape) * scale
+        hid = _at(h, slowest, total.shape) * scale
+        lines.append(_line(op, segment, cost, time - hid, hid, slowest, total.shape))
+    lost = float((total.max(axis=-1) - total.mean(axis=-1)).sum()) * scale
+    return lines, lost
+
+
+def _line(
+    op: Op, segment: Segment, cost: OpCost, time_s: float, hidden_s: float,
+    slowest: NDArray[np.intp] | None = None, shape: tuple[int, ...] = (),
+) -> OpLine:  # fmt: skip
+    def total(x: Num) -> float:
+        if slowest is None:
+            return _scalar(x) * segment.n_repeat
+        return _at(x, slowest, shape) * segment.n_repeat / shape[0]
+
+    return OpLine(
+        name=op.name, group=op.group, segment=segment.name, kind=op.kind, n_repeat=segment.n_repeat,
+        time_s=time_s, hidden_s=hidden_s, bound=cost.bound, flops=total(op.work.flops), moved_bytes=total(op.work.moved_bytes),
+        origin=cost.origin, error_frac=cost.error_frac, is_extrapolated=cost.is_extrapolated,
+    )  # fmt: skip
+
+
+def _hidden(costs: Sequence[tuple[Op, Num]], program: Program) -> list[Num]:
+    """Per operator, how much of it runs beside the operator it may hide under."""
+    left: dict[str, Num] = {op.name: time for op, time in costs} if program.overlap else {}
+    hidden: list[Num] = []
+    for op, time in costs:
+        room = left.get(op.hidden_under) if op.hidden_under is not None else None
+        if room is None:
+            hidden.append(0.0)
+            continue
+        covered = np.minimum(room, time)
+        left[str(op.hidden_under)] = room - covered
+        hidden.append(covered)
+    return hidden
+
+
+def _add(times: Sequence[Num]) -> Num:
+    total: Num = 0.0
+    for time in times:
+        total = total + time
+    return total
+
+
+def _over_layers(time: Num, n_repeat: int) -> Num:
+    """Slowest rank of each layer, summed over the layers; scalars stand for every layer and rank."""
+    if isinstance(time, float | int):
+        return float(time) * n_repeat
+    if time.ndim < 2:
+        return time * n_repeat
+    slowest = time.max(axis=-1)
+    return np.asarray(slowest.sum(axis=-1) * (n_repeat / time.shape[-2]))
+
+
+def _at(x: Num, slowest: NDArray[np.intp], shape: tuple[int, ...]) -> float:
+    full = np.broadcast_to(x, shape)
+    return float(np.take_along_axis(full, slowest[..., None], axis=-1).sum())
+
+
+def _scalar(x: Num) -> float:
+    return float(x) if isinstance(x, float | int) else float(np.max(x))
+
+
+def _error(lines: Sequence[OpLine], time_s: float) -> float | None:
+    if time_s <= 0 or any(line.error_frac is None for line in lines if line.time_s > 0.01 * time_s):
+        return None
+    return sum(line.time_s * (line.error_frac or 0.0) for line in lines) / time_s

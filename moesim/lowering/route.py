@@ -1,0 +1,140 @@
+"""From a router model to the load of every MoE layer: drawn from a seed, or expected in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InputError
+from moesim.lowering.common import Pass
+from moesim.lowering.load import ExpertLayout, MoeLoad, drawn_load, expected_load, uniform_load
+from moesim.ops import Num
+from moesim.routing import Placement, RouterModel, build_router, contiguous, given, striped
+from moesim.routing.eplb import eplb_global, eplb_hierarchical
+from moesim.specs.model import ModelSpec, MoeFfn
+from moesim.specs.parallel import ParallelSpec
+from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, RoutingSpec
+
+__all__ = ["Counts", "Routed", "route_model", "tokens_per_source"]
+
+Key = tuple[int, int]
+Counts = Mapping[Key, NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Routers and placements of a model's MoE layers, one per distinct (experts, top-k) among them."""
+
+    spec: RoutingSpec
+    routers: dict[Key, RouterModel]
+    placements: dict[Key, Placement]
+    layers: dict[Key, tuple[int, ...]]
+
+    def rows(self, ffn: MoeFfn, indices: tuple[int, ...]) -> list[int]:
+        """Router rows of the model layers `indices`."""
+        position = {layer: row for row, layer in enumerate(self.layers[_key(ffn)])}
+        return [position[i] for i in indices]
+
+    def expected(self, ffn: MoeFfn, indices: tuple[int, ...], step: Pass, layout: ExpertLayout) -> MoeLoad:
+        """Expected load of the fullest rank, in closed form; tokens of the pass may be an array."""
+        key, family = _key(ffn), self.spec.family
+        tokens = step.n_tokens
+        source = tokens / (1.0 if layout.tokens_are_everywhere else float(layout.n_ranks))
+        if family in (RouterFamily.UNIFORM, RouterFamily.BALANCED):
+            n_slots, balanced = float(self.placements[key].n_slots), family is RouterFamily.BALANCED
+            return uniform_load(tokens, n_slots, float(key[1]), layout, source, balanced=balanced)
+        inclusion = self.routers[key].inclusion_probability()[self.rows(ffn, indices)]
+        return expected_load(inclusion, tokens, self._placement(ffn, indices), layout, source)
+
+    def draw(self, step: Pass, layout: ExpertLayout, rng: np.random.Generator) -> Counts:
+        """Every token's experts in every layer, as counts [L, source ranks, E]."""
+        tokens = tokens_per_source(float(step.n_tokens), layout)
+        return {key: router.sample_rank_counts(tokens, rng) for key, router in self.routers.items()}
+
+    def drawn(self, ffn: MoeFfn, indices: tuple[int, ...], step: Pass, layout: ExpertLayout, counts: Counts) -> MoeLoad:
+        """Load of every rank from `draw`."""
+        tokens = tokens_per_source(float(step.n_tokens), layout).astype(float)
+        of_layers = counts[_key(ffn)][self.rows(ffn, indices)]
+        return drawn_load(of_layers, tokens, self._placement(ffn, indices), layout)
+
+    def _placement(self, ffn: MoeFfn, indices: tuple[int, ...]) -> Placement:
+        whole = self.placements[_key(ffn)]
+        if len(whole.slots) == 1:
+            return whole
+        return Placement(whole.slots[self.rows(ffn, indices)].copy(), whole.n_ranks, whole.n_experts)
+
+
+def route_model(
+    model: ModelSpec,
+    spec: RoutingSpec,
+    parallel: ParallelSpec,
+    domain_size: int = 1,
+    rng: np.random.Generator | None = None,
+) -> Routed:
+    """Build the routers of a model and place its experts.
+
+    Raises:
+        InputError: a popularity vector, trace or placement that does not fit the model.
+    """
+    layers: dict[Key, list[int]] = {}
+    blocks: dict[Key, MoeFfn] = {}
+    for index in model.moe_layers:
+        ffn = model.layers[index].ffn
+        if isinstance(ffn, MoeFfn):
+            layers.setdefault(_key(ffn), []).append(index)
+            blocks.setdefault(_key(ffn), ffn)
+    routers = {
+        key: build_router(spec, len(layers[key]), key[0], key[1], ffn.n_group, ffn.topk_group, rng)
+        for key, ffn in blocks.items()
+    }
+    placements = {
+        key: place_experts(spec.placement, routers[key], parallel, domain_size, ffn.n_group)
+        for key, ffn in blocks.items()
+    }
+    return Routed(spec, routers, placements, {key: tuple(found) for key, found in layers.items()})
+
+
+def place_experts(
+    spec: PlacementSpec, router: RouterModel, parallel: ParallelSpec, domain_size: int, n_group: int
+) -> Placement:
+    """Slots of one router's experts over the expert ranks; balancing placements look at the router's own probabilities.
+
+    Raises:
+        InputError: redundant experts without a balancing placement, or a given placement of another size.
+    """
+    n_ranks, n_experts = parallel.ep_size, router.n_experts
+    n_slots = n_experts + parallel.redundant_experts
+    if spec.kind in (PlacementKind.EPLB, PlacementKind.EPLB_GLOBAL):
+        load = router.inclusion_probability()
+        n_nodes = max(1, parallel.n_stage_ranks // domain_size)
+        if spec.kind is PlacementKind.EPLB and n_nodes > 1 and n_group > 1 and n_group % n_nodes == 0:
+            return eplb_hierarchical(load, n_ranks, n_slots, n_nodes, n_group)
+        return eplb_global(load, n_ranks, n_slots)
+    if spec.given is not None:
+        placement = given(spec.given, n_experts)
+        if placement.n_ranks != n_ranks:
+            raise InputError(
+                "lists another number of ranks than ep_size", field="placement.given", value=placement.n_ranks,
+                allowed=f"{n_ranks} ranks",
+            )  # fmt: skip
+        return placement
+    if parallel.redundant_experts:
+        raise InputError(
+            "redundant experts need a balancing placement", field="placement.kind", value=spec.kind.value,
+            allowed="eplb or eplb_global",
+        )  # fmt: skip
+    return striped(n_experts, n_ranks) if spec.kind is PlacementKind.STRIPED else contiguous(n_experts, n_ranks)
+
+
+def tokens_per_source(n_tokens: float, layout: ExpertLayout) -> NDArray[np.int64]:
+    """Tokens that each source rank routes, dealt as evenly as whole tokens allow; one source where tokens are everywhere."""
+    n_sources = 1 if layout.tokens_are_everywhere else layout.n_ranks
+    base, rest = divmod(round(n_tokens), n_sources)
+    return np.asarray([base + (i < rest) for i in range(n_sources)], dtype=np.int64)
+
+
+def _key(ffn: MoeFfn) -> Key:
+    return ffn.n_routed_experts, ffn.num_experts_per_tok

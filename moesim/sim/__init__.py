@@ -1,0 +1,7 @@
+"""Discrete-event simulation (simpy): order, contention and waiting, with every duration from the cost model."""
+
+from __future__ import annotations
+
+from moesim.sim.flow import FlowResult, simulate
+
+__all__ = ["FlowResult", "simulate"]

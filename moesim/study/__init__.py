@@ -1,0 +1,1 @@
+"""Questions asked of the model: run a scenario, compare systems, find where the answer flips."""

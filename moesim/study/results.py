@@ -1,0 +1,253 @@
+"""What a run finds, as plain frozen records that go to ``results.json`` and come back.
+
+`SCHEMA_VERSION` grows when a field changes its meaning or goes away. Nothing here depends on the clock or the machine: the same
+scenario, seed and version give the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from moesim.specs.base import Frozen, Origin
+from moesim.specs.scenario import Basis, FlipAxis, ScenarioSpec, SystemKind
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Comparison",
+    "ExpertLoad",
+    "FlipCurve",
+    "GapSplit",
+    "InputOrigin",
+    "MemoryResult",
+    "OperatorRow",
+    "PathSample",
+    "PhaseDetail",
+    "Point",
+    "QualitySensitivity",
+    "RunResult",
+    "SystemResult",
+]
+
+SCHEMA_VERSION = 1
+
+
+class Point(Frozen):
+    """One system at one concurrency (requests in flight on the whole hardware).
+
+    `ttft_s` is an unloaded prefill of one request; `tpot_s` the mean gap between output tokens with prefills of other requests
+    in between, `decode_step_s` without them. Rates are of the whole hardware unless named otherwise. All None where `outcome`
+    is not "ok". `error_frac` is the half-width of the 90% interval of the times; None: assumption only.
+    """
+
+    concurrency: int
+    outcome: str
+    reason: str | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    decode_step_s: float | None = None
+    output_tokens_per_s: float | None = None
+    output_tokens_per_s_per_device: float | None = None
+    output_tokens_per_s_per_user: float | None = None
+    energy_j_per_output_token: float | None = None
+    usd_per_million_output_tokens: float | None = None
+    weight_bytes_read_per_step: float | None = None
+    error_frac: float | None = None
+    origin: Origin = Origin.ASSUMPTION
+
+
+class MemoryResult(Frozen):
+    """Projected memory of the fullest rank at the largest concurrency, by purpose, against capacity."""
+
+    outcome: str
+    sentence: str
+    remedies: tuple[str, ...] = ()
+    capacity_bytes: float
+    weights_bytes: dict[str, float]
+    kv_cache_bytes: float
+    activation_bytes: float
+    comm_buffer_bytes: float
+    runtime_reserve_bytes: float
+    total_bytes: float
+    kv_bytes_per_token: float
+    kv_capacity_tokens: float
+    max_sequences: int
+    at_concurrency: int
+
+
+class OperatorRow(Frozen):
+    """An operator of a pass on the rank that everyone waits for, over all layers of its segment."""
+
+    name: str
+    group: str
+    segment: str
+    n_repeat: int
+    time_s: float
+    hidden_s: float
+    bound: Literal["compute", "memory", "link", "latency"]
+    flops: float
+    moved_bytes: float
+    origin: Origin
+    error_frac: float | None = None
+    is_extrapolated: bool = False
+
+
+class GapSplit(Frozen):
+    """From a perfectly balanced closed form to the simulated pass, step by step; the parts add up to the difference.
+
+    `imbalance_s`: the drawn load instead of the balanced one. `contention_s`: the simulation instead of the closed form, with
+    overlap off (waits for ports and for data that arrives late, less what early senders gain). `overlap_s`: what running shared
+    experts beside the dispatch saves (negative) if the system overlaps.
+    """
+
+    balanced_s: float
+    imbalance_s: float
+    contention_s: float
+    overlap_s: float
+    simulated_s: float
+    waits_s: dict[str, float]
+    n_holds: int
+
+
+class PhaseDetail(Frozen):
+    """One pass in detail: a prefill or decode at the concurrency named."""
+
+    phase: Literal["prefill", "decode"]
+    concurrency: int
+    n_tokens: float
+    context: float
+    time_s: float
+    imbalance_s: float
+    exposed_comm_s: float
+    hidden_comm_s: float
+    mfu: float
+    mbu: float
+    operators: tuple[OperatorRow, ...]
+    gap: GapSplit | None = None
+
+
+class ExpertLoad(Frozen):
+    """Tokens per expert of one decode pass: `counts` is [MoE layers][experts]; `rank_counts` is [MoE layers][expert ranks]."""
+
+    layers: tuple[int, ...]
+    counts: tuple[tuple[int, ...], ...]
+    rank_counts: tuple[tuple[float, ...], ...]
+    expert_imbalance_ratio: tuple[float, ...]
+    rank_imbalance_ratio: tuple[float, ...]
+    experts_hit: tuple[float, ...]
+    source: str
+
+
+class PathSample(Frozen):
+    """The way of a few tokens: for each token, `experts` is [MoE layers][top-k] and `ranks` the expert ranks that hold them."""
+
+    layers: tuple[int, ...]
+    experts: tuple[tuple[tuple[int, ...], ...], ...]
+    ranks: tuple[tuple[tuple[int, ...], ...], ...]
+    n_possible_paths_log10: float
+
+
+class SystemResult(Frozen):
+    """All about one system. `basis` tells how a dense twin was made; `named` for the scenario's own systems."""
+
+    name: str
+    kind: SystemKind
+    basis: Basis
+    model: str
+    hf_id: str | None = None
+    n_params: float
+    n_active_params: float
+    n_experts: int | None = None
+    top_k: int | None = None
+    n_members: int = 1
+    parallel: str
+    n_ranks_per_instance: int
+    n_instances: int
+    weight_dtypes: dict[str, str]
+    routing: str | None = None
+    memory: MemoryResult
+    points: tuple[Point, ...]
+    details: tuple[PhaseDetail, ...] = ()
+    expert_load: ExpertLoad | None = None
+    paths: PathSample | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Comparison(Frozen):
+    """The reference system against one other, at one concurrency: ratios are other / reference (above 1: reference better)."""
+
+    reference: str
+    other: str
+    basis: Basis
+    concurrency: int
+    ttft_ratio: float | None
+    tpot_ratio: float | None
+    throughput_ratio: float | None
+    energy_ratio: float | None
+    usd_ratio: float | None
+    memory_ratio: float
+    verdict: str
+    why: str
+
+
+class FlipCurve(Frozen):
+    """How the cost ratio other / reference runs along one axis, and where it crosses 1.
+
+    `x` are values of the axis, `usd_ratio` and `tpot_ratio` the ratios there (None where either does not fit). `crossings` are
+    axis values with the verdict below and above them.
+    """
+
+    reference: str
+    other: str
+    axis: FlipAxis
+    unit: str
+    x: tuple[float, ...]
+    usd_ratio: tuple[float | None, ...]
+    tpot_ratio: tuple[float | None, ...]
+    crossings: tuple[float, ...]
+    summary: str
+
+
+class QualitySensitivity(Frozen):
+    """The verdict under each rule for equal quality: dense parameters said to be as good, and the dollar ratio against them."""
+
+    rule: str
+    dense_params: float
+    usd_ratio: float | None
+    tpot_ratio: float | None
+    verdict: str
+
+
+class InputOrigin(Frozen):
+    """An input of the run with where it comes from."""
+
+    what: str
+    value: str
+    origin: Origin
+    source: str
+
+
+class RunResult(Frozen):
+    """Everything that `report` needs; written as ``results.json``."""
+
+    schema_version: int = SCHEMA_VERSION
+    moesim_version: str
+    scenario: ScenarioSpec
+    scenario_name: str
+    engine: str
+    seed: int
+    hardware_name: str
+    device_name: str
+    n_devices: int
+    scale_up_domain_size: int
+    peak_flop_per_s: dict[str, float]
+    memory_bytes_per_s: float
+    device_memory_bytes: float
+    price_usd_per_device_h: float | None
+    calibration: str
+    systems: tuple[SystemResult, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    flips: tuple[FlipCurve, ...] = ()
+    quality: tuple[QualitySensitivity, ...] = ()
+    inputs: tuple[InputOrigin, ...]
+    headline: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
