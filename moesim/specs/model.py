@@ -32,8 +32,9 @@ __all__ = [
 class GqaAttention(Frozen):
     """Softmax attention with `n_kv_heads` shared key-value heads (MHA where equal to `n_heads`, MQA where 1).
 
-    `qk_norm_params` and `sink_params` count small vectors; `output_gate` means that the query projection also yields a gate
-    of the output's width; `is_cross` marks attention over an encoder's output.
+    `extra_params` counts small weights (norms of heads, sinks, per-head gates); `output_gate` means that the query projection
+    also yields a gate of the output's width; `is_cross` marks attention over an encoder's output; `reuses_kv` means that keys
+    and values are those of an earlier layer (cross-layer attention), so that this one neither projects nor caches them.
     """
 
     kind: Literal["gqa"] = "gqa"
@@ -48,20 +49,21 @@ class GqaAttention(Frozen):
     extra_params: int = Field(default=0, ge=0)
     k_is_v: bool = False
     is_cross: bool = False
+    reuses_kv: bool = False
 
     def n_params(self, hidden_size: int) -> int:
         """Weights of one layer's attention, norms inside it included."""
         q = self.n_heads * self.head_dim
         gate = self.n_heads * self.v_head_dim if self.output_gate else 0
-        k = self.n_kv_heads * self.head_dim
-        v = 0 if self.k_is_v else self.n_kv_heads * self.v_head_dim
+        k = 0 if self.reuses_kv else self.n_kv_heads * self.head_dim
+        v = 0 if self.k_is_v or self.reuses_kv else self.n_kv_heads * self.v_head_dim
         o = self.n_heads * self.v_head_dim
         bias = (q + gate + k + v if self.qkv_bias else 0) + (hidden_size if self.o_bias else 0)
         return hidden_size * (q + gate + k + v) + o * hidden_size + bias + self.extra_params
 
     def kv_elements_per_token(self) -> int:
         """Elements cached per token and layer."""
-        return self.n_kv_heads * (self.head_dim + self.v_head_dim)
+        return 0 if self.reuses_kv else self.n_kv_heads * (self.head_dim + self.v_head_dim)
 
 
 class MlaAttention(Frozen):
@@ -103,7 +105,11 @@ class MlaAttention(Frozen):
             return 0
         q_in = self.q_lora_rank if self.q_lora_rank is not None else hidden_size
         k_norm = 2 * self.index_head_dim
-        return self.index_n_heads * self.index_head_dim * q_in + hidden_size * (self.index_head_dim + self.index_n_heads) + k_norm
+        return (
+            self.index_n_heads * self.index_head_dim * q_in
+            + hidden_size * (self.index_head_dim + self.index_n_heads)
+            + k_norm
+        )
 
     def kv_elements_per_token(self) -> int:
         """Elements cached per token and layer: latent, rotary key and, with an index, its key."""
@@ -176,7 +182,9 @@ class MoeFfn(Frozen):
 
     def expert_params(self, hidden_size: int) -> int:
         """Weights of one routed expert."""
-        return DenseFfn(intermediate_size=self.moe_intermediate_size, gated=self.gated, bias=self.bias).n_params(hidden_size)
+        return DenseFfn(intermediate_size=self.moe_intermediate_size, gated=self.gated, bias=self.bias).n_params(
+            hidden_size
+        )
 
     def router_params(self, hidden_size: int) -> int:
         """Weights of the router, its bias or score correction included."""
@@ -327,7 +335,9 @@ class ModelSpec(Frozen):
     @cached_property
     def n_active_params(self) -> int:
         """Weights that one token goes through, embedding and head included, MTP layers left out."""
-        return self._outside_params() + sum(n * layer.n_active_params(self.hidden_size) for layer, n in self.layer_kinds)
+        return self._outside_params() + sum(
+            n * layer.n_active_params(self.hidden_size) for layer, n in self.layer_kinds
+        )
 
     @cached_property
     def n_mtp_params(self) -> int:

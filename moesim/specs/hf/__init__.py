@@ -10,7 +10,7 @@ from moesim.specs.hf import dense
 from moesim.specs.hf.fields import Fields
 from moesim.specs.hf.parts import Parts
 from moesim.specs.hf.quant import read_storage
-from moesim.specs.hf.registry import BUILDERS
+from moesim.specs.hf.registry import BUILDERS, REFUSED
 from moesim.specs.hf.unread import expert_keys, refuse_unread
 from moesim.specs.model import ModelSpec
 
@@ -60,25 +60,47 @@ def _language_model(config: Mapping[str, Any]) -> Fields:
 
 
 def _build(fields: Fields) -> Parts:
-    model_type = fields.any("model_type")
-    builder = BUILDERS.get(model_type) if isinstance(model_type, str) else None
+    model_type = _model_type(fields)
+    builder = BUILDERS.get(model_type)
     if builder is not None:
         parts = builder(fields)
         refuse_unread(fields)
         return parts
+    if model_type in REFUSED:
+        key, why = REFUSED[model_type]
+        raise fields.refuse(key if key in fields.data else "model_type", why)
     experts = expert_keys(fields)
     if experts:
-        raise _unknown(fields, f"is not an architecture this tool knows, and {experts[0]!r} says it is an MoE")
-    if not fields.has("num_hidden_layers") or not fields.has("intermediate_size"):
-        raise _unknown(fields, "is not an architecture this tool knows")
+        raise _unknown(fields, f"is not known here, and {fields.name(experts[0])!r} says that this is an MoE")
+    if not _looks_like_llama(fields):
+        raise _unknown(fields, "is not known here")
     parts = dense.llama(fields)
     refuse_unread(fields, strict=True)
     return parts
 
 
+def _model_type(fields: Fields) -> str:
+    """The architecture's name; text models inside a multimodal config may leave it to the outer one."""
+    given = fields.any("model_type")
+    if given is None and fields.outer.get("model_type"):
+        outer = str(fields.outer["model_type"])
+        return f"{outer}_text" if f"{outer}_text" in BUILDERS else outer
+    return str(given)
+
+
+def _looks_like_llama(fields: Fields) -> bool:
+    """True for a decoder with RMS norms and a gated SiLU block, the only shape taken on trust."""
+    needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "rms_norm_eps")
+    return all(fields.has(key) for key in needed) and fields.any("hidden_act") in ("silu", "swiglu")
+
+
 def _unknown(fields: Fields, problem: str) -> InputError:
     value = fields.data.get("model_type")
     close = nearest(str(value), BUILDERS)
-    hint = f"closest: {', '.join(close)}" if close else f"known: {', '.join(sorted(BUILDERS))}"
-    return InputError(problem if value is not None else f"is missing, so the architecture {problem.removeprefix('is not ')}",
-                      field=fields.name("model_type"), value=value, hint=hint)  # fmt: skip
+    hint = (
+        f"closest: {', '.join(close)}"
+        if close
+        else f"{len(BUILDERS)} are known, among them llama, mixtral, deepseek_v3"
+    )
+    text = problem if value is not None else problem.replace("is not known here", "is missing")
+    return InputError(text, field=fields.name("model_type"), value=value, hint=hint)

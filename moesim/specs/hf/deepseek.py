@@ -7,10 +7,15 @@ from moesim.specs.hf.fields import Fields
 from moesim.specs.hf.parts import Base, Parts, assemble, base, check_top_k, dense_ffn, read_gqa
 from moesim.specs.model import Ffn, MlaAttention, MoeFfn
 
-__all__ = ["deepseek_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32"]
+__all__ = ["deepseek_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "moe_plan", "routed"]
 
 
-def _moe(fields: Fields, router_bias: bool) -> MoeFfn:
+def routed(fields: Fields, router_bias: bool) -> MoeFfn:
+    """DeepSeek's MoE block: routed experts in groups, shared experts of the same width.
+
+    Raises:
+        InputError: groups that do not divide the experts.
+    """
     n_experts = fields.count("n_routed_experts", "num_routed_experts")
     top_k = fields.count("num_experts_per_tok")
     check_top_k(fields, "num_experts_per_tok", top_k, n_experts)
@@ -26,13 +31,13 @@ def _moe(fields: Fields, router_bias: bool) -> MoeFfn:
     )  # fmt: skip
 
 
-def moe_plan(fields: Fields, n_layers: int) -> list[bool]:
-    """Which layers hold experts: from `first_k_dense_replace` on, every `moe_layer_freq`-th, or as its list says.
+def moe_plan(fields: Fields, n_layers: int, first: int = 0) -> list[bool]:
+    """Which layers hold experts: from `first_k_dense_replace` (else `first`) on, every `moe_layer_freq`-th, or as its list says.
 
     Raises:
         InputError: `mlp_layer_types` that says otherwise.
     """
-    first = fields.count("first_k_dense_replace", default=0, least=0)
+    first = fields.count("first_k_dense_replace", default=first, least=0)
     frequency = fields.any("moe_layer_freq", 1)
     if isinstance(frequency, list):
         plan = fields.kinds("moe_layer_freq", n_layers, {0: False, 1: True}) or []
@@ -78,7 +83,7 @@ def _indexed(fields: Fields, mla: MlaAttention) -> MlaAttention:
 
 
 def _decoder(fields: Fields, sizes: Base, attentions: list[MlaAttention], router_bias: bool) -> Parts:
-    ffns = _ffns(fields, sizes.n_layers, _moe(fields, router_bias))
+    ffns = _ffns(fields, sizes.n_layers, routed(fields, router_bias))
     n_mtp = fields.count("num_nextn_predict_layers", default=0, least=0)
     tie = bool(fields.inherited("tie_word_embeddings", False))
     return assemble(sizes, attentions, ffns, tie=tie, mtp_layers=n_mtp)
@@ -89,7 +94,7 @@ def deepseek_moe(fields: Fields) -> Parts:
     sizes = base(fields)
     bias = fields.flag("attention_bias")
     attention = read_gqa(fields, sizes.hidden_size, qkv_bias=bias, o_bias=bias)
-    ffns = _ffns(fields, sizes.n_layers, _moe(fields, router_bias=False))
+    ffns = _ffns(fields, sizes.n_layers, routed(fields, router_bias=False))
     tie = bool(fields.inherited("tie_word_embeddings", False))
     return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=tie)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moesim.specs.hf.fields import Fields
 from moesim.specs.hf.parts import FULL, SLIDING, Parts, assemble, base, dense_ffn, read_gqa, window_plan
 
-__all__ = ["gemma2", "gemma3", "layer_types", "llama", "mimo", "mistral", "qwen2", "qwen3"]
+__all__ = ["gemma", "gemma2", "gemma3", "layer_types", "llama", "mimo", "mistral", "qwen2", "qwen3"]
 
 _TYPES = {FULL: FULL, SLIDING: SLIDING}
 
@@ -73,6 +73,14 @@ def mimo(fields: Fields) -> Parts:
     tie = bool(fields.inherited("tie_word_embeddings", False))
     attentions = window_plan(attention, plan, window)
     return assemble(sizes, attentions, [dense_ffn(fields)] * sizes.n_layers, tie=tie, mtp_layers=n_mtp)
+
+
+def gemma(fields: Fields) -> Parts:
+    """Gemma 1: heads of 256 whatever the hidden size, tied embedding."""
+    sizes = base(fields)
+    attention = read_gqa(fields, sizes.hidden_size, head_dim=256)
+    tie = bool(fields.inherited("tie_word_embeddings", True))
+    return assemble(sizes, [attention] * sizes.n_layers, [dense_ffn(fields)] * sizes.n_layers, tie=tie)
 
 
 def gemma2(fields: Fields) -> Parts:

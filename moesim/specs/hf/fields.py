@@ -121,7 +121,9 @@ class Fields:
         for entry in value:
             if isinstance(entry, list | dict) or entry not in allowed:
                 known = ", ".join(str(k) for k in allowed)
-                raise InputError("has an entry that is not understood", field=self.name(key), value=entry, allowed=known)
+                raise InputError(
+                    "has an entry that is not understood", field=self.name(key), value=entry, allowed=known
+                )
         return [allowed[entry] for entry in value]
 
     def sub(self, key: str) -> Fields:

@@ -16,8 +16,20 @@ KINDS = ("attention", "dense_ffn", "routed_experts", "shared_experts", "router",
 
 _DENSE = ("gate_proj", "up_proj", "down_proj")
 _GQA = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-_MLA = ("self_attn.q_a_proj", "self_attn.q_b_proj", "self_attn.kv_a_proj_with_mqa", "self_attn.kv_b_proj", "self_attn.o_proj")
-_LINEAR = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.out_proj", "mamba.in_proj", "mamba.out_proj")
+_MLA = (
+    "self_attn.q_a_proj",
+    "self_attn.q_b_proj",
+    "self_attn.kv_a_proj_with_mqa",
+    "self_attn.kv_b_proj",
+    "self_attn.o_proj",
+)
+_LINEAR = (
+    "linear_attn.in_proj_qkv",
+    "linear_attn.in_proj_z",
+    "linear_attn.out_proj",
+    "mamba.in_proj",
+    "mamba.out_proj",
+)
 #: Spellings of a block's name in checkpoints; a list that names any one of them means the block.
 _MOE_BLOCKS = ("mlp", "block_sparse_moe", "feed_forward")
 

@@ -116,7 +116,9 @@ def check_top_k(fields: Fields, key: str, top_k: int, n_experts: int) -> None:
         InputError: it would have to.
     """
     if top_k > n_experts:
-        raise InputError("is more than there are experts", field=fields.name(key), value=top_k, allowed=f"1..{n_experts}")
+        raise InputError(
+            "is more than there are experts", field=fields.name(key), value=top_k, allowed=f"1..{n_experts}"
+        )
 
 
 def assemble(
@@ -146,5 +148,3 @@ def assemble(
         hidden_size=hidden, vocab_size=sizes.vocab_size, tie_word_embeddings=tie, layers=layers,
         other_params=norm + other_params, mtp_layers=(layers[-1],) * mtp_layers, mtp_extra_params=extra, note=note,
     )  # fmt: skip
-
-

@@ -37,7 +37,10 @@ def moe_ffn(
 def mixtral(fields: Fields) -> Parts:
     """Mixtral: MoE in every layer; a window in all layers where `sliding_window` is given."""
     sizes = base(fields)
-    attention = read_gqa(fields, sizes.hidden_size)
+    bias = fields.flag("attention_bias")
+    attention = read_gqa(fields, sizes.hidden_size, qkv_bias=bias, o_bias=bias)
+    if fields.text("moe_type", "modulelist") != "modulelist":
+        raise fields.refuse("moe_type", "is not understood")
     window = fields.optional_count("sliding_window")
     plan = layer_types(fields, sizes.n_layers, [SLIDING if window else FULL] * sizes.n_layers)
     tie = bool(fields.inherited("tie_word_embeddings", False))

@@ -11,11 +11,13 @@ from moesim.specs.hf.fields import Fields
 __all__ = ["EXPERT_KEY", "expert_keys", "refuse_unread"]
 
 #: Names that speak of experts, in any architecture.
-EXPERT_KEY = re.compile(r"expert|(^|_)moe(_|$)|moe_|router|routed|num_selects|gate_network|top_?k_(?!group)", re.IGNORECASE)
+EXPERT_KEY = re.compile(
+    r"expert|(^|_)moe(_|$)|moe_|router|routed|num_selects|gate_network|top_?k_(?!group)", re.IGNORECASE
+)
 
 #: Names that can change shapes, sizes or the layer plan.
 _SHAPE_KEY = re.compile(
-    r"expert|moe|rout|mtp|nextn|lora|index|latent|attn|attention|heads?(_|$)|layer|hidden|intermediate|ffn|feed_forward|mlp"
+    r"expert|moe|rout|mtp|nextn|lora|^index|indexer|latent|attn|attention|heads?(_|$)|layer|hidden|intermediate|ffn|feed_forward|mlp"
     r"|_dims?(_|$)|_rank|_size|linear|mamba|ssm|conv|recurr|state|window|compress|group|shared|residual|sparse|bias|qk_norm"
     r"|gate|share|hash|engram|tie_|vocab|embd|n_layer|d_model|d_ff|kda|double",
     re.IGNORECASE,
@@ -26,7 +28,7 @@ _HARMLESS = re.compile(
     r"dropout|_init|initializer|_loss|loss_|aux|jitter|noise|rope|rotary|norm_eps|epsilon|_token|token_|output_(hidden|attent|router)"
     r"|chunk_size_feed_forward|hidden_act|activation|act_fn|layerdrop|beam|ngram|return_dict|architectures|_scal|scale|scaling"
     r"|softcap|multiplier|temperature|layers?_norm_eps|layernorm_eps|scoring_func|score_func|topk_method|norm_topk_prob"
-    r"|seq_aux|router_dtype|renormalize|pretraining_tp|^ep_size|max_window_layers|layer_norm_elementwise|original_max|_parallel"
+    r"|seq_aux|_dtype|renormalize|use_balance|expert_policy|before_dropping|relative_attention_max|pretraining_tp|^ep_size|max_window_layers|layer_norm_elementwise|original_max|_parallel"
     r"|interleave$|gate_lower_bound|expert_capacity|capacity_factor|drop_tokens|use_cache|attn_implementation|batch_size"
     r"|problem_type|n_positions|max_position|max_seq|tokenizer|fused|kernel|prefix|limit|router_type|alpha|beta|cache_dir|image_size"
     r"|patch_size|tie_encoder_decoder|use_bidirectional_attention|router_ignore|mrope|add_router_probs",
