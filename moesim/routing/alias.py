@@ -26,6 +26,13 @@ class AliasTables:
     threshold: Words
     values: NDArray[np.int32]
 
+    def split(self, n_parts: int) -> list[AliasTables]:
+        """The rows in `n_parts` equal parts, as tables of their own."""
+        return [
+            AliasTables(self.bits, threshold, values)
+            for threshold, values in zip(np.split(self.threshold, n_parts), np.split(self.values, n_parts), strict=True)
+        ]
+
     def draw(self, words: Words, rows: NDArray[np.intp] | None = None) -> NDArray[np.int32]:
         """The values that the words stand for, in distribution `rows` (row 0 where None)."""
         shift = np.uint32(32 - self.bits)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["dirichlet_weights", "lognormal_weights", "relabelled", "zipf_weights"]
+__all__ = ["dirichlet_weights", "lognormal_weights", "normal_scores", "relabelled", "zipf_weights"]
 
 Floats = NDArray[np.float64]
 
@@ -21,11 +23,15 @@ def zipf_weights(n_experts: int, exponent: float) -> Floats:
     return result
 
 
+def normal_scores(n: int) -> Floats:
+    """The standard normal quantiles at the middles of n equally likely slices, highest first."""
+    normal = NormalDist()
+    return np.array([normal.inv_cdf(1 - (i + 0.5) / n) for i in range(n)])
+
+
 def lognormal_weights(n_experts: int, sigma: float) -> Floats:
     """Sorted log-normal weights at the middles of E equally likely slices: the same shape for every seed."""
-    from scipy.special import ndtri
-
-    z = ndtri(1 - (np.arange(n_experts) + 0.5) / n_experts)
+    z = normal_scores(n_experts)
     weights = np.exp(sigma * (z - z[0]))
     result: Floats = weights / weights.sum()
     return result

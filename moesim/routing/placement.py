@@ -37,7 +37,7 @@ class Placement:
             raise InputError("expert out of range", field="placement", allowed=f"0..{self.n_experts - 1}")
         if (self.replicas == 0).any():
             missing = np.argwhere(self.replicas == 0)[0]
-            raise InputError(f"expert {missing[1]} has no slot", field="placement", hint="place every expert at least once")
+            raise InputError(f"expert {missing[1]} has no slot", field="placement", hint="place each at least once")
         self.slots.flags.writeable = False
 
     @property

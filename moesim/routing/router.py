@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
-from moesim.routing.alias import build_alias
+from moesim.routing.draws import LARGE, LARGE_PER_RANK, choices, count_choices, normal_counts
+from moesim.routing.groups import limited_inclusion
 from moesim.routing.inclusion import inclusion_from_weights
-from moesim.routing.sampler import LayerLaw, draw_layer, fresh_words, link_layers, link_tokens
 from moesim.specs.base import Origin
 
 __all__ = ["RouterModel"]
@@ -36,6 +36,8 @@ class RouterModel:
         repeat_prob: [L], probability that a choice repeats the previous token's by copying.
         repeat_joint_frac: [L], share of tokens whose K places repeat together rather than each on its own.
         layer_coupling: [L, K], probability that a choice is made with the randomness of the layer above.
+        pass_jitter: sigma of the log-normal factor by which each expert's weight differs from pass to pass (one call of a
+            sampling method is one pass): tokens of one batch resemble each other more than tokens of different batches.
         is_balanced: round robin without randomness instead of all this.
     """
 
@@ -50,6 +52,7 @@ class RouterModel:
     repeat_prob: Floats = field(default_factory=lambda: np.zeros(1))
     repeat_joint_frac: Floats = field(default_factory=lambda: np.zeros(1))
     layer_coupling: Floats = field(default_factory=lambda: np.zeros((1, 1)))
+    pass_jitter: float = 0.0
     is_balanced: bool = False
     origin: Origin = Origin.ASSUMPTION
     source: str = "synthetic router (assumption)"
@@ -73,29 +76,31 @@ class RouterModel:
         return mixed
 
     @property
-    def is_coupled(self) -> bool:
-        """Whether tokens or layers depend on each other."""
-        return bool(self.repeat_prob.any() or self.layer_coupling.any())
+    def is_limited(self) -> bool:
+        """Whether a token may use only some of the groups."""
+        return self.topk_group < self.n_group
 
     def inclusion_probability(self) -> Floats:
         """P(expert e is among a token's K), [L, E]; each row sums to K.
 
-        Exact without groups (numerical integration, about 1e-6); with node-limited groups by the approximation of
-        `moesim.routing.groups`.
+        Exact without groups (numerical integration, about 1e-6); with node-limited groups approximate, see
+        `moesim.routing.groups`. `pass_jitter` is left out: it shifts no mean to first order.
         """
-        if "inclusion" not in self._kept:
-            self._kept["inclusion"] = self._inclusion()
-        kept: Floats = self._kept["inclusion"]
+        kept: Floats = self.kept("inclusion", self._inclusion)
         return kept
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """A value derived from this model, made once."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     def domain_inclusion(self) -> Floats:
         """The same for each domain: [n_domains, L, E]."""
         if self.is_balanced:
             return np.full(self.weights.shape, self.top_k / self.n_experts)
         flat = self.weights.reshape(-1, self.n_experts)
-        unique, back = np.unique(flat, axis=0, return_inverse=True)
-        rows: Floats = inclusion_from_weights(unique, self.top_k)[back.ravel()].reshape(self.weights.shape)
-        return rows
+        return inclusion_of(flat, self.top_k, self.n_group, self.topk_group).reshape(self.weights.shape)
 
     def _inclusion(self) -> Floats:
         mixed: Floats = np.einsum("d,dle->le", self.domain_shares, self.domain_inclusion())
@@ -126,68 +131,61 @@ class RouterModel:
     ) -> NDArray[np.int16]:
         """The experts of each token in each layer, in order of choice: [n_tokens, n_layers or len(layers), K].
 
-        Tokens are consecutive tokens of a sequence where the model has temporal repeats, else independent.
+        One call is one pass. Tokens follow each other in a sequence where the model has temporal repeats, else they are
+        independent of each other.
 
         Args:
             n_tokens: how many.
             rng: source of randomness; the same state gives the same tokens.
-            layers: which MoE layers (0-based), ascending; all by default.
+            layers: which MoE layers (0-based); all by default.
+
+        Raises:
+            InputError: no such layer, or a negative number of tokens.
         """
         wanted = list(range(self.n_layers)) if layers is None else list(layers)
         if any(not 0 <= layer < self.n_layers for layer in wanted):
             raise InputError("no such layer", field="layers", value=wanted, allowed=f"0..{self.n_layers - 1}")
+        _check_tokens(n_tokens)
         place = {layer: i for i, layer in enumerate(wanted)}
         out = np.empty((n_tokens, len(wanted), self.top_k), np.int16)
-        for layer, chosen in self._choices(n_tokens, rng, max(wanted, default=-1) + 1):
+        for start, layer, chosen in choices(self, n_tokens, rng, max(wanted, default=-1) + 1):
             if layer in place:
-                out[:, place[layer], :] = chosen.T
+                out[start : start + chosen.shape[1], place[layer], :] = chosen.T
         return out
 
     def sample_counts(self, n_tokens: int, rng: np.random.Generator) -> Ints:
-        """Tokens per expert: [L, E], rows sum to T x K; the law (and, for one seed, the value) of counting `sample_tokens`."""
+        """Tokens per expert in one pass: [L, E], rows sum to T x K; the law of counting `sample_tokens`.
+
+        Equal to that count, for one seed, up to `moesim.routing.draws.LARGE` choices; normal approximation above.
+        """
         return self.sample_rank_counts([n_tokens], rng)[:, 0, :]
 
     def sample_rank_counts(self, tokens_per_rank: Sequence[int] | NDArray[Any], rng: np.random.Generator) -> Ints:
-        """Tokens per expert from each source rank: [L, R, E]; [l, r] sums to tokens_per_rank[r] x K."""
+        """Tokens per expert from each source rank in one pass: [L, R, E]; [l, r] sums to tokens_per_rank[r] x K.
+
+        Raises:
+            InputError: not a list of counts.
+        """
         per_rank = np.asarray(tokens_per_rank, dtype=np.int64)
-        if per_rank.ndim != 1 or (per_rank < 0).any():
-            raise InputError("tokens per rank must be a list of counts", field="tokens_per_rank", value=per_rank.tolist())
-        n_ranks, n_tokens = len(per_rank), int(per_rank.sum())
-        out = np.empty((self.n_layers, n_ranks, self.n_experts), np.int64)
-        offset = np.repeat(np.arange(n_ranks) * self.n_experts, per_rank)
-        for layer, chosen in self._choices(n_tokens, rng, self.n_layers):
-            cells = np.bincount((chosen + offset).ravel(), minlength=n_ranks * self.n_experts)
-            out[layer] = cells.reshape(n_ranks, self.n_experts)
-        return out
+        if per_rank.ndim != 1:
+            raise InputError("must be one count per rank", field="tokens_per_rank", value=per_rank.shape)
+        _check_tokens(int(per_rank.min(initial=0)))
+        n_choices = int(per_rank.sum()) * self.n_layers * self.top_k
+        if n_choices > LARGE and not self.is_balanced and per_rank.min() >= LARGE_PER_RANK:
+            return normal_counts(self, per_rank, rng)
+        return count_choices(self, per_rank, rng)
 
-    def _choices(self, n_tokens: int, rng: np.random.Generator, n_layers: int) -> Iterator[tuple[int, NDArray[np.int32]]]:
-        """Layer after layer, the choices of all tokens: [K, n_tokens]."""
-        shape = (self.top_k, n_tokens)
-        if self.is_balanced:
-            for layer in range(n_layers):
-                yield layer, self._round_robin(n_tokens, layer)
-            return
-        domains = None
-        if len(self.domain_shares) > 1:
-            domains = rng.choice(len(self.domain_shares), n_tokens, p=self.domain_shares).astype(np.intp)
-        above = None
-        for layer in range(n_layers):
-            words = fresh_words(shape, rng)
-            if above is not None and self.layer_coupling[layer].any():
-                words = link_layers(words, above, self.layer_coupling[layer], rng)
-            if self.repeat_prob[layer] > 0 and n_tokens > 1:
-                repeat, joint = float(self.repeat_prob[layer]), float(self.repeat_joint_frac[layer])
-                words = link_tokens(words, repeat, joint, rng)
-            above = words
-            yield layer, draw_layer(self._law(layer), words, rng, domains)
 
-    def _round_robin(self, n_tokens: int, layer: int) -> NDArray[np.int32]:
-        start = np.arange(n_tokens) * self.top_k + layer * self.top_k
-        return ((start[None, :] + np.arange(self.top_k)[:, None]) % self.n_experts).astype(np.int32)
+def inclusion_of(rows: Floats, top_k: int, n_group: int, topk_group: int) -> Floats:
+    """Inclusion probabilities of rows of weights, [n_rows, E], with or without node-limited groups."""
+    unique, back = np.unique(rows, axis=0, return_inverse=True)
+    if topk_group < n_group:
+        found = limited_inclusion(unique, top_k, n_group, topk_group)
+    else:
+        found = inclusion_from_weights(unique, top_k)
+    return found[back.ravel()]
 
-    def _law(self, layer: int) -> LayerLaw:
-        laws: dict[int, LayerLaw] = self._kept.setdefault("laws", {})
-        if layer not in laws:
-            weights = np.ascontiguousarray(self.weights[:, layer, :])
-            laws[layer] = LayerLaw(weights, build_alias(weights), self.top_k, self.n_group, self.topk_group)
-        return laws[layer]
+
+def _check_tokens(n_tokens: int) -> None:
+    if n_tokens < 0:
+        raise InputError("must not be negative", field="n_tokens", value=n_tokens)

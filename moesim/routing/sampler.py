@@ -139,8 +139,8 @@ def _draw_exactly(
 ) -> NDArray[np.int32]:
     """One draw for tokens that rejection did not serve: from the weights with what is refused set to zero."""
     weights = law.weights[np.zeros(rows.size, np.intp) if domains is None else domains[rows]].copy()
-    floor = weights.max(axis=1, keepdims=True) * 1e-30  # so that experts of weight zero can fill up, if all else is taken
-    weights = np.maximum(weights, floor)
+    # experts of weight zero may fill up where all others are taken
+    weights = np.maximum(weights, weights.max(axis=1, keepdims=True) * 1e-30)
     if groups is not None:
         weights[(groups.bit[None, :] & groups.open[rows][:, None]) == 0] = 0.0
     np.put_along_axis(weights, before.T.astype(np.intp), 0.0, axis=1)
