@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moesim.errors import InputError
 from moesim.specs.hf.fields import Fields
-from moesim.specs.hf.parts import Base, Parts, assemble, base, check_top_k, dense_ffn, read_gqa
+from moesim.specs.hf.parts import Base, Parts, assemble, base, check_top_k, dense_ffn, read_gqa, tied
 from moesim.specs.model import Ffn, MlaAttention, MoeFfn
 
 __all__ = ["deepseek_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "moe_plan", "routed"]
@@ -85,7 +85,7 @@ def _indexed(fields: Fields, mla: MlaAttention) -> MlaAttention:
 def _decoder(fields: Fields, sizes: Base, attentions: list[MlaAttention], router_bias: bool) -> Parts:
     ffns = _ffns(fields, sizes.n_layers, routed(fields, router_bias))
     n_mtp = fields.count("num_nextn_predict_layers", default=0, least=0)
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     return assemble(sizes, attentions, ffns, tie=tie, mtp_layers=n_mtp)
 
 
@@ -95,7 +95,7 @@ def deepseek_moe(fields: Fields) -> Parts:
     bias = fields.flag("attention_bias")
     attention = read_gqa(fields, sizes.hidden_size, qkv_bias=bias, o_bias=bias)
     ffns = _ffns(fields, sizes.n_layers, routed(fields, router_bias=False))
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=tie)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moesim.specs.hf.fields import Fields
-from moesim.specs.hf.parts import FULL, SLIDING, Parts, assemble, base, dense_ffn, read_gqa, window_plan
+from moesim.specs.hf.parts import FULL, SLIDING, Parts, assemble, base, dense_ffn, read_gqa, tied, window_plan
 
 __all__ = ["gemma", "gemma2", "gemma3", "layer_types", "llama", "mimo", "mistral", "qwen2", "qwen3"]
 
@@ -21,7 +21,7 @@ def llama(fields: Fields) -> Parts:
     bias = fields.flag("attention_bias")
     attention = read_gqa(fields, sizes.hidden_size, qkv_bias=bias, o_bias=bias)
     ffn = dense_ffn(fields, bias=fields.flag("mlp_bias"))
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     return assemble(sizes, [attention] * sizes.n_layers, [ffn] * sizes.n_layers, tie=tie)
 
 
@@ -31,7 +31,7 @@ def mistral(fields: Fields) -> Parts:
     attention = read_gqa(fields, sizes.hidden_size)
     window = fields.optional_count("sliding_window")
     plan = layer_types(fields, sizes.n_layers, [SLIDING if window else FULL] * sizes.n_layers)
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     return assemble(sizes, window_plan(attention, plan, window), [dense_ffn(fields)] * sizes.n_layers, tie=tie)
 
 
@@ -50,7 +50,7 @@ def qwen2(fields: Fields) -> Parts:
     sizes = base(fields)
     attention = read_gqa(fields, sizes.hidden_size, qkv_bias=True)
     plan, window = qwen_windows(fields, sizes.n_layers)
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     return assemble(sizes, window_plan(attention, plan, window), [dense_ffn(fields)] * sizes.n_layers, tie=tie)
 
 
@@ -60,7 +60,7 @@ def qwen3(fields: Fields) -> Parts:
     bias = fields.flag("attention_bias")
     attention = read_gqa(fields, sizes.hidden_size, head_dim=128, qkv_bias=bias, o_bias=bias, qk_norm="head")
     plan, window = qwen_windows(fields, sizes.n_layers)
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     return assemble(sizes, window_plan(attention, plan, window), [dense_ffn(fields)] * sizes.n_layers, tie=tie)
 
 
@@ -70,7 +70,7 @@ def mimo(fields: Fields) -> Parts:
     attention = read_gqa(fields, sizes.hidden_size, qkv_bias=fields.flag("attention_bias", True))
     plan, window = qwen_windows(fields, sizes.n_layers)
     n_mtp = fields.count("num_nextn_predict_layers", default=0, least=0)
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     attentions = window_plan(attention, plan, window)
     return assemble(sizes, attentions, [dense_ffn(fields)] * sizes.n_layers, tie=tie, mtp_layers=n_mtp)
 
@@ -79,7 +79,7 @@ def gemma(fields: Fields) -> Parts:
     """Gemma 1: heads of 256 whatever the hidden size, tied embedding."""
     sizes = base(fields)
     attention = read_gqa(fields, sizes.hidden_size, head_dim=256)
-    tie = bool(fields.inherited("tie_word_embeddings", True))
+    tie = tied(fields, True)
     return assemble(sizes, [attention] * sizes.n_layers, [dense_ffn(fields)] * sizes.n_layers, tie=tie)
 
 
@@ -89,7 +89,7 @@ def gemma2(fields: Fields) -> Parts:
     attention = read_gqa(fields, sizes.hidden_size, head_dim=256)
     window = fields.count("sliding_window", default=4096)
     plan = layer_types(fields, sizes.n_layers, [FULL if i % 2 else SLIDING for i in range(sizes.n_layers)])
-    tie = bool(fields.inherited("tie_word_embeddings", True))
+    tie = tied(fields, True)
     ffns = [dense_ffn(fields)] * sizes.n_layers
     return assemble(sizes, window_plan(attention, plan, window), ffns, tie=tie, norms_per_layer=4)
 
@@ -101,6 +101,6 @@ def gemma3(fields: Fields) -> Parts:
     window = fields.count("sliding_window", default=4096)
     every = fields.count("sliding_window_pattern", "_sliding_window_pattern", default=6)
     plan = layer_types(fields, sizes.n_layers, [SLIDING if (i + 1) % every else FULL for i in range(sizes.n_layers)])
-    tie = bool(fields.inherited("tie_word_embeddings", True))
+    tie = tied(fields, True)
     ffns = [dense_ffn(fields)] * sizes.n_layers
     return assemble(sizes, window_plan(attention, plan, window), ffns, tie=tie, norms_per_layer=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moesim.specs.hf.fields import Fields
-from moesim.specs.hf.parts import Parts, assemble, base, check_top_k
+from moesim.specs.hf.parts import Parts, assemble, base, check_top_k, n_layers, tied
 from moesim.specs.model import DenseFfn, Ffn, GqaAttention, LayerSpec, MoeFfn
 
 __all__ = ["glam", "nllb_moe", "switch"]
@@ -24,19 +24,19 @@ def _decoder(attention: GqaAttention, cross: GqaAttention, ffns: list[Ffn], norm
     return [LayerSpec(attention=attention, cross_attention=cross, ffn=f, norm_params=3 * norm) for f in ffns]
 
 
-def _switch_ffns(fields: Fields, stack: str, n_layers: int, dense: DenseFfn, moe: MoeFfn) -> list[Ffn]:
+def _switch_ffns(fields: Fields, stack: str, depth: int, dense: DenseFfn, moe: MoeFfn) -> list[Ffn]:
     """The number of sparse layers gives the step, as in `transformers`; the step counts where the number is absent."""
     n_sparse = fields.count(f"num_sparse_{stack}_layers", default=-1, least=0)
     given = fields.count(f"{stack}_sparse_step", default=1)
-    step = given if n_sparse < 0 else n_layers // n_sparse if n_sparse else 0
-    return [moe if step == 1 or (step and i % step == 1) else dense for i in range(n_layers)]
+    step = given if n_sparse < 0 else depth // n_sparse if n_sparse else 0
+    return [moe if step == 1 or (step and i % step == 1) else dense for i in range(depth)]
 
 
 def switch(fields: Fields) -> Parts:
     """Switch Transformer (Fedus et al., arXiv 2101.03961): T5 with top-1 experts in every n-th layer of both stacks."""
     hidden, width, heads = fields.count("d_model"), fields.count("d_ff"), fields.count("num_heads")
-    n_enc = fields.count("num_layers")
-    n_dec = fields.count("num_decoder_layers", default=n_enc)
+    n_enc = n_layers(fields, "num_layers")
+    n_dec = n_layers(fields, "num_decoder_layers") if fields.has("num_decoder_layers") else n_enc
     if fields.flag("is_gated_act") or fields.text("feed_forward_proj", "relu").startswith("gated"):
         raise fields.refuse("feed_forward_proj", "gated experts are not part of this architecture")
     fields.flag("is_encoder_decoder", True)
@@ -54,7 +54,7 @@ def switch(fields: Fields) -> Parts:
     buckets = fields.count("relative_attention_num_buckets", default=32)
     return Parts(
         hidden_size=hidden, vocab_size=fields.count("vocab_size"),
-        tie_word_embeddings=bool(fields.inherited("tie_word_embeddings", True)), layers=tuple(layers),
+        tie_word_embeddings=tied(fields, True), layers=tuple(layers),
         other_params=2 * hidden + 2 * buckets * heads,
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ def nllb_moe(fields: Fields) -> Parts:
     stacks: dict[str, list[Ffn]] = {}
     heads: dict[str, int] = {}
     for stack in ("encoder", "decoder"):
-        n_layers, width = fields.count(f"{stack}_layers"), fields.count(f"{stack}_ffn_dim")
+        depth, width = n_layers(fields, f"{stack}_layers"), fields.count(f"{stack}_ffn_dim")
         heads[stack] = fields.count(f"{stack}_attention_heads")
         if hidden % heads[stack]:
             raise fields.refuse(f"{stack}_attention_heads", "does not divide d_model")
@@ -76,13 +76,13 @@ def nllb_moe(fields: Fields) -> Parts:
         moe = MoeFfn(n_routed_experts=n_experts, num_experts_per_tok=2, moe_intermediate_size=width, gated=False, bias=True,
                      router_bias=fields.flag("router_bias"))  # fmt: skip
         dense = DenseFfn(intermediate_size=width, gated=False, bias=True)
-        stacks[stack] = [moe if step and (i + 1) % step == 0 else dense for i in range(n_layers)]
+        stacks[stack] = [moe if step and (i + 1) % step == 0 else dense for i in range(depth)]
     enc, dec = (_mha(heads[s], hidden // heads[s], bias=True) for s in ("encoder", "decoder"))
     cross = dec.model_copy(update={"is_cross": True})
     norm = 2 * hidden
     return Parts(
         hidden_size=hidden, vocab_size=fields.count("vocab_size"),
-        tie_word_embeddings=bool(fields.inherited("tie_word_embeddings", True)),
+        tie_word_embeddings=tied(fields, True),
         layers=(*_encoder(enc, stacks["encoder"], norm), *_decoder(dec, cross, stacks["decoder"], norm)),
         other_params=2 * norm,
     )  # fmt: skip
@@ -105,5 +105,5 @@ def glam(fields: Fields) -> Parts:
     step = fields.count("decoder_sparse_step", default=2)
     dense = DenseFfn(intermediate_size=width)
     ffns: list[Ffn] = [dense if (i + 1) % step else moe for i in range(sizes.n_layers)]
-    tie = bool(fields.inherited("tie_word_embeddings", True))
+    tie = tied(fields, True)
     return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=tie)

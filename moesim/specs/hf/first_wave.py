@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from moesim.specs.hf.fields import Fields
-from moesim.specs.hf.parts import Base, Parts, assemble, base, check_top_k, dense_ffn, read_gqa
+from moesim.specs.hf.parts import Base, Parts, assemble, base, check_top_k, dense_ffn, n_layers, read_gqa, tied
 from moesim.specs.hf.sparse import moe_ffn
 from moesim.specs.model import Attention, DenseFfn, Ffn, GqaAttention, MoeFfn
 
 __all__ = ["arctic", "dbrx", "granite_moe", "grok", "hunyuan", "llama_moe", "phimoe", "xverse"]
-
-
-def _tied(fields: Fields, default: bool = False) -> bool:
-    return bool(fields.inherited("tie_word_embeddings", default))
 
 
 def grok(fields: Fields) -> Parts:
@@ -19,12 +15,12 @@ def grok(fields: Fields) -> Parts:
     sizes = base(fields)
     attention = read_gqa(fields, sizes.hidden_size)
     ffns: list[Ffn] = [moe_ffn(fields)] * sizes.n_layers
-    return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=_tied(fields, True), norms_per_layer=4)
+    return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=tied(fields, True), norms_per_layer=4)
 
 
 def dbrx(fields: Fields) -> Parts:
     """DBRX: fine-grained experts, keys in nested objects."""
-    sizes = Base(fields.count("n_layers"), fields.count("d_model"), fields.count("vocab_size"))
+    sizes = Base(n_layers(fields, "n_layers"), fields.count("d_model"), fields.count("vocab_size"))
     n_heads = fields.count("n_heads")
     attn, ffn = fields.sub("attn_config"), fields.sub("ffn_config")
     n_kv = attn.count("kv_n_heads", default=1)
@@ -33,7 +29,7 @@ def dbrx(fields: Fields) -> Parts:
     head_dim = sizes.hidden_size // n_heads
     attention = GqaAttention(n_heads=n_heads, n_kv_heads=n_kv, head_dim=head_dim, v_head_dim=head_dim)
     moe = moe_ffn(ffn, experts=("moe_num_experts",), width="ffn_hidden_size", top_k="moe_top_k")
-    return assemble(sizes, [attention] * sizes.n_layers, [moe] * sizes.n_layers, tie=_tied(fields))
+    return assemble(sizes, [attention] * sizes.n_layers, [moe] * sizes.n_layers, tie=tied(fields))
 
 
 def arctic(fields: Fields) -> Parts:
@@ -49,7 +45,7 @@ def arctic(fields: Fields) -> Parts:
         fields.flag("enable_expert_tensor_parallelism")
     dense = dense_ffn(fields)
     ffns: list[Ffn] = [dense if (i + 1) % step else moe for i in range(sizes.n_layers)]
-    return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=_tied(fields), norms_per_layer=3)
+    return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=tied(fields), norms_per_layer=3)
 
 
 def hunyuan(fields: Fields) -> Parts:
@@ -64,7 +60,7 @@ def hunyuan(fields: Fields) -> Parts:
     n_shared = fields.count("num_shared_expert", default=0, least=0) if fields.flag("use_mixed_mlp_moe") else 0
     width = fields.count("intermediate_size")
     moe = moe_ffn(fields, top_k="moe_topk", n_shared_experts=n_shared, shared_intermediate_size=n_shared * width)
-    return assemble(sizes, attentions, [moe] * sizes.n_layers, tie=_tied(fields))
+    return assemble(sizes, attentions, [moe] * sizes.n_layers, tie=tied(fields))
 
 
 def phimoe(fields: Fields) -> Parts:
@@ -78,7 +74,7 @@ def phimoe(fields: Fields) -> Parts:
     head_bias = sizes.vocab_size if fields.flag("lm_head_bias") else 0
     ffns: list[Ffn] = [moe_ffn(fields)] * sizes.n_layers
     return assemble(
-        sizes, [attention] * sizes.n_layers, ffns, tie=_tied(fields), norm_width=2, other_params=head_bias
+        sizes, [attention] * sizes.n_layers, ffns, tie=tied(fields), norm_width=2, other_params=head_bias
     )  # fmt: skip
 
 
@@ -89,7 +85,7 @@ def granite_moe(fields: Fields) -> Parts:
     attention = read_gqa(fields, sizes.hidden_size, qkv_bias=bias, o_bias=bias)
     shared = fields.count("shared_intermediate_size", default=0, least=0)
     ffns: list[Ffn] = [moe_ffn(fields, shared_intermediate_size=shared)] * sizes.n_layers
-    return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=_tied(fields))
+    return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=tied(fields))
 
 
 def xverse(fields: Fields) -> Parts:
@@ -98,7 +94,7 @@ def xverse(fields: Fields) -> Parts:
     width, n_shared = fields.count("intermediate_size"), fields.count("num_shared_experts", default=0, least=0)
     moe = moe_ffn(fields, top_k="moe_top_k", n_shared_experts=n_shared, shared_intermediate_size=n_shared * width)
     attention = read_gqa(fields, sizes.hidden_size)
-    return assemble(sizes, [attention] * sizes.n_layers, [moe] * sizes.n_layers, tie=_tied(fields))
+    return assemble(sizes, [attention] * sizes.n_layers, [moe] * sizes.n_layers, tie=tied(fields))
 
 
 def llama_moe(fields: Fields) -> Parts:
@@ -125,4 +121,4 @@ def llama_moe(fields: Fields) -> Parts:
                  extra_params=n_experts * n_experts + noise)  # fmt: skip
     bias = fields.flag("attention_bias")
     attention = read_gqa(fields, sizes.hidden_size, qkv_bias=bias, o_bias=bias)
-    return assemble(sizes, [attention] * sizes.n_layers, [moe] * sizes.n_layers, tie=_tied(fields))
+    return assemble(sizes, [attention] * sizes.n_layers, [moe] * sizes.n_layers, tie=tied(fields))

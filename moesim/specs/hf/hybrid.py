@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import ceil
 
 from moesim.specs.hf.fields import Fields
-from moesim.specs.hf.parts import FULL, Parts, assemble, base, check_top_k, dense_ffn, read_gqa
+from moesim.specs.hf.parts import FULL, Parts, assemble, base, check_top_k, dense_ffn, read_gqa, tied
 from moesim.specs.hf.sparse import moe_ffn, sparse_steps
 from moesim.specs.model import Attention, Ffn, GqaAttention, LinearAttention, MoeFfn
 
@@ -58,7 +58,7 @@ def _qwen(fields: Fields, ffns: list[Ffn]) -> Parts:
         raise fields.refuse(
             "mtp_use_dedicated_embeddings", "MTP layers with an embedding of their own are not modelled"
         )
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     parts = assemble(sizes, mixers, ffns, tie=tie, mtp_layers=n_mtp)
     attending = [layer for layer in parts.layers if isinstance(layer.attention, GqaAttention)]
     return replace(parts, mtp_layers=tuple(attending[-1:]) * n_mtp)  # MTP layers attend in full
@@ -71,8 +71,7 @@ def _gated_moe(fields: Fields) -> MoeFfn:
 
 def qwen3_next(fields: Fields) -> Parts:
     """Qwen3-Next: three gated delta nets to one gated attention, MoE with a gated shared expert."""
-    n_layers = fields.count("num_hidden_layers")
-    return _qwen(fields, sparse_steps(fields, n_layers, _gated_moe(fields)))
+    return _qwen(fields, sparse_steps(fields, base(fields).n_layers, _gated_moe(fields)))
 
 
 def qwen3_5_moe(fields: Fields) -> Parts:
@@ -82,7 +81,7 @@ def qwen3_5_moe(fields: Fields) -> Parts:
 
 def qwen3_5(fields: Fields) -> Parts:
     """Qwen3.5 dense: the mixers of Qwen3-Next with a dense FFN in every layer."""
-    return _qwen(fields, [dense_ffn(fields)] * fields.count("num_hidden_layers"))
+    return _qwen(fields, [dense_ffn(fields)] * base(fields).n_layers)
 
 
 def mamba(fields: Fields, hidden_size: int) -> LinearAttention:
@@ -127,5 +126,5 @@ def jamba(fields: Fields) -> Parts:
         moe = moe_ffn(fields)
     layers = range(sizes.n_layers)
     mixers: list[Attention] = [full if i % period == offset else linear for i in layers]
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     return assemble(sizes, mixers, [moe if i % every == start else dense for i in layers], tie=tie)

@@ -18,11 +18,16 @@ __all__ = [
     "check_top_k",
     "dense_ffn",
     "head_dim_of",
+    "n_layers",
     "read_gqa",
+    "tied",
     "window_plan",
 ]
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+
+#: More layers than any model has; a larger number is a mistake that would only fill memory.
+MAX_LAYERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,31 @@ class Parts:
 
 def base(fields: Fields) -> Base:
     """Layers, hidden size and vocabulary under their usual names."""
-    return Base(fields.count("num_hidden_layers"), fields.count("hidden_size"), fields.count("vocab_size"))
+    return Base(n_layers(fields, "num_hidden_layers"), fields.count("hidden_size"), fields.count("vocab_size"))
+
+
+def n_layers(fields: Fields, key: str) -> int:
+    """A number of layers that can be laid out.
+
+    Raises:
+        InputError: missing, or absurdly large.
+    """
+    count = fields.count(key)
+    if count > MAX_LAYERS:
+        raise InputError("is too large", field=fields.name(key), value=count, allowed=f"1..{MAX_LAYERS}")
+    return count
+
+
+def tied(fields: Fields, default: bool = False) -> bool:
+    """Whether the output head is the embedding; a multimodal config may say so outside its text model.
+
+    Raises:
+        InputError: neither true nor false.
+    """
+    value = fields.inherited("tie_word_embeddings", default)
+    if not isinstance(value, bool):
+        raise InputError("must be true or false", field=fields.name("tie_word_embeddings"), value=value)
+    return value
 
 
 def head_dim_of(fields: Fields, hidden_size: int, n_heads: int, default: int | None = None) -> int:

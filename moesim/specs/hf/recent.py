@@ -7,15 +7,11 @@ from dataclasses import replace
 from moesim.errors import InputError
 from moesim.specs.hf.deepseek import moe_plan, routed
 from moesim.specs.hf.fields import Fields
-from moesim.specs.hf.parts import FULL, SLIDING, Parts, assemble, base, dense_ffn, read_gqa, window_plan
+from moesim.specs.hf.parts import FULL, SLIDING, Parts, assemble, base, dense_ffn, read_gqa, tied, window_plan
 from moesim.specs.hf.sparse import moe_ffn
 from moesim.specs.model import Attention, Ffn, GqaAttention
 
 __all__ = ["gemma4", "glm4_moe", "llama4", "mimo_v2_flash", "minimax_m2", "step3p7"]
-
-
-def _tied(fields: Fields, default: bool = False) -> bool:
-    return bool(fields.inherited("tie_word_embeddings", default))
 
 
 def llama4(fields: Fields) -> Parts:
@@ -41,7 +37,7 @@ def llama4(fields: Fields) -> Parts:
     where = fields.indices("moe_layers", n) or frozenset(range(step - 1, n, step))
     dense = dense_ffn(fields, "intermediate_size_mlp")
     ffns: list[Ffn] = [moe if i in where else dense for i in range(n)]
-    return assemble(sizes, window_plan(attention, plan, chunk), ffns, tie=_tied(fields))
+    return assemble(sizes, window_plan(attention, plan, chunk), ffns, tie=tied(fields))
 
 
 def minimax_m2(fields: Fields) -> Parts:
@@ -63,7 +59,7 @@ def minimax_m2(fields: Fields) -> Parts:
         fields.count("mtp_transformer_layers", default=1),
     )
     n_mtp = n_modules * per_module if fields.flag("use_mtp") else 0
-    tie = _tied(fields)
+    tie = tied(fields)
     return assemble(sizes, [attention] * sizes.n_layers, [moe] * sizes.n_layers, tie=tie, mtp_layers=n_mtp)
 
 
@@ -75,7 +71,7 @@ def glm4_moe(fields: Fields) -> Parts:
     moe, dense = routed(fields, router_bias=True), dense_ffn(fields)
     ffns: list[Ffn] = [moe if sparse else dense for sparse in moe_plan(fields, sizes.n_layers)]
     n_mtp = fields.count("num_nextn_predict_layers", "num_mtp_layers", default=0, least=0)
-    return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=_tied(fields), mtp_layers=n_mtp)
+    return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=tied(fields), mtp_layers=n_mtp)
 
 
 def mimo_v2_flash(fields: Fields) -> Parts:
@@ -93,7 +89,7 @@ def mimo_v2_flash(fields: Fields) -> Parts:
     moe, dense = routed(fields, router_bias=fields.text("topk_method", "noaux_tc") == "noaux_tc"), dense_ffn(fields)
     ffns: list[Ffn] = [moe if sparse else dense for sparse in moe_plan(fields, n)]
     n_mtp = fields.count("num_nextn_predict_layers", default=0, least=0)
-    return assemble(sizes, plan, ffns, tie=_tied(fields), mtp_layers=n_mtp)
+    return assemble(sizes, plan, ffns, tie=tied(fields), mtp_layers=n_mtp)
 
 
 def _wide_gqa(fields: Fields, prefix: str, sinks: bool) -> GqaAttention:
@@ -133,7 +129,7 @@ def step3p7(fields: Fields) -> Parts:
     )  # fmt: skip
     dense = dense_ffn(fields)
     ffns: list[Ffn] = [moe if sparse else dense for sparse in moe_plan(fields, n, first=3)]
-    parts = assemble(sizes, plan, ffns, tie=_tied(fields), mtp_layers=n_mtp)
+    parts = assemble(sizes, plan, ffns, tie=tied(fields), mtp_layers=n_mtp)
     last = parts.layers[-1].model_copy(update={"ffn": dense})
     return replace(parts, mtp_layers=(last,) * n_mtp)
 
@@ -166,11 +162,11 @@ def gemma4(fields: Fields) -> Parts:
     plan = plan or [sliding if (i + 1) % 6 else full for i in range(n)]
     dense = dense_ffn(fields)
     if not fields.flag("enable_moe_block"):
-        return assemble(sizes, plan, [dense] * n, tie=_tied(fields, True), norms_per_layer=4)
+        return assemble(sizes, plan, [dense] * n, tie=tied(fields, True), norms_per_layer=4)
     moe = moe_ffn(fields, experts=("num_experts",), width="moe_intermediate_size", top_k="top_k_experts")
     small = hidden + moe.n_routed_experts  # scales of the router's input and of each expert
     moe = moe.model_copy(update={"dense_residual": dense, "extra_params": small})
-    return assemble(sizes, plan, [moe] * n, tie=_tied(fields, True), norms_per_layer=7)
+    return assemble(sizes, plan, [moe] * n, tie=tied(fields, True), norms_per_layer=7)
 
 
 def _global(fields: Fields, sliding: GqaAttention) -> GqaAttention:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from moesim.specs.hf.dense import layer_types, qwen_windows
 from moesim.specs.hf.fields import Fields
-from moesim.specs.hf.parts import FULL, SLIDING, Parts, assemble, base, check_top_k, dense_ffn, read_gqa, window_plan
+from moesim.specs.hf.parts import (
+    FULL,
+    SLIDING,
+    Parts,
+    assemble,
+    base,
+    check_top_k,
+    dense_ffn,
+    read_gqa,
+    tied,
+    window_plan,
+)
 from moesim.specs.model import Ffn, MoeFfn
 
 __all__ = ["gpt_oss", "mixtral", "moe_ffn", "olmoe", "qwen2_moe", "qwen3_moe", "sparse_steps"]
@@ -43,7 +54,7 @@ def mixtral(fields: Fields) -> Parts:
         raise fields.refuse("moe_type", "is not understood")
     window = fields.optional_count("sliding_window")
     plan = layer_types(fields, sizes.n_layers, [SLIDING if window else FULL] * sizes.n_layers)
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     return assemble(sizes, window_plan(attention, plan, window), [moe_ffn(fields)] * sizes.n_layers, tie=tie)
 
 
@@ -64,7 +75,7 @@ def qwen2_moe(fields: Fields) -> Parts:
     shared = fields.count("shared_expert_intermediate_size", default=5632, least=0)
     moe = moe_ffn(fields, width="moe_intermediate_size", shared_intermediate_size=shared, shared_expert_gate=True)
     plan, window = qwen_windows(fields, sizes.n_layers)
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     attentions = window_plan(attention, plan, window)
     return assemble(sizes, attentions, sparse_steps(fields, sizes.n_layers, moe), tie=tie)
 
@@ -77,7 +88,7 @@ def qwen3_moe(fields: Fields) -> Parts:
     attention = read_gqa(fields, sizes.hidden_size, qkv_bias=bias, o_bias=bias, qk_norm="head")
     moe = moe_ffn(fields, width="moe_intermediate_size")
     plan, window = qwen_windows(fields, sizes.n_layers)
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     attentions = window_plan(attention, plan, window)
     return assemble(sizes, attentions, sparse_steps(fields, sizes.n_layers, moe), tie=tie)
 
@@ -88,7 +99,7 @@ def olmoe(fields: Fields) -> Parts:
     bias = fields.flag("attention_bias")
     attention = read_gqa(fields, sizes.hidden_size, qkv_bias=bias, o_bias=bias, qk_norm="full")
     fields.has("clip_qkv")
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     return assemble(sizes, [attention] * sizes.n_layers, [moe_ffn(fields)] * sizes.n_layers, tie=tie)
 
 
@@ -102,5 +113,5 @@ def gpt_oss(fields: Fields) -> Parts:
     fields.count("num_experts_per_tok", "experts_per_token")
     fields.has("initial_context_length")
     moe = moe_ffn(fields, bias=True, router_bias=True)
-    tie = bool(fields.inherited("tie_word_embeddings", False))
+    tie = tied(fields)
     return assemble(sizes, window_plan(attention, plan, window), [moe] * sizes.n_layers, tie=tie)
