@@ -1,0 +1,185 @@
+"""Where the verdict flips: cost ratios along one axis at a time, and the values at which they cross 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from moesim.cost import CostModel
+from moesim.errors import InputError
+from moesim.specs.hardware import Hardware
+from moesim.specs.model import LayerSpec, ModelSpec, MoeFfn
+from moesim.specs.scenario import Engine, FlipAxis
+from moesim.specs.workload import WorkloadSpec
+from moesim.study.instance import build_instance
+from moesim.study.points import System, measure_point
+from moesim.study.results import FlipCurve, Point
+
+__all__ = ["crossings", "flip_curve"]
+
+UNITS = {
+    FlipAxis.CONCURRENCY: "requests in flight", FlipAxis.CONTEXT: "input tokens", FlipAxis.N_EXPERTS: "routed experts",
+    FlipAxis.TOP_K: "experts per token", FlipAxis.LINK_BANDWIDTH: "x link bandwidth",
+}  # fmt: skip
+
+
+def flip_curve(
+    reference: System,
+    other: System,
+    hardware: Hardware,
+    workload: WorkloadSpec,
+    concurrency: int,
+    axis: FlipAxis,
+    seed: int,
+) -> FlipCurve:
+    """Ratios other / reference of dollars and of TPOT along `axis`, with everything else as in the scenario.
+
+    Uses the closed form with expected loads. Changing the number of experts keeps their width, so the total grows with it;
+    changing top-k changes the active parameters.
+    """
+    values = _values(axis, reference, workload)
+    usd: list[float | None] = []
+    tpot: list[float | None] = []
+    for value in values:
+        a = _point_at(reference, hardware, workload, concurrency, axis, value, seed)
+        b = _point_at(other, hardware, workload, concurrency, axis, value, seed)
+        usd.append(_ratio(b, a, lambda p: p.usd_per_million_output_tokens or _inverse(p.output_tokens_per_s)))
+        tpot.append(_ratio(b, a, lambda p: p.tpot_s))
+    found = crossings(values, usd)
+    return FlipCurve(
+        reference=reference.name, other=other.name, axis=axis, unit=UNITS[axis], x=tuple(values), usd_ratio=tuple(usd),
+        tpot_ratio=tuple(tpot), crossings=tuple(found), summary=_summary(reference.name, other.name, axis, values, usd, found),
+    )  # fmt: skip
+
+
+def crossings(x: Sequence[float], ratio: Sequence[float | None]) -> list[float]:
+    """Axis values where the ratio crosses 1, interpolated linearly in the logarithms of both.
+
+    >>> [round(v, 6) for v in crossings([1.0, 4.0], [0.5, 2.0])]
+    [2.0]
+    """
+    found = []
+    for (x0, r0), (x1, r1) in zip(zip(x, ratio, strict=True), list(zip(x, ratio, strict=True))[1:], strict=False):
+        if r0 is None or r1 is None or (r0 - 1.0) * (r1 - 1.0) > 0 or r0 == r1:
+            continue
+        if r0 == 1.0:
+            continue
+        share = math.log(r0) / (math.log(r0) - math.log(r1))
+        found.append(math.exp(math.log(x0) + share * (math.log(x1) - math.log(x0))))
+    return found
+
+
+def _values(axis: FlipAxis, reference: System, workload: WorkloadSpec) -> list[float]:
+    if axis is FlipAxis.CONCURRENCY:
+        return [float(2**i) for i in range(13)]
+    if axis is FlipAxis.CONTEXT:
+        limit = reference.instance.model.max_position_embeddings or 131072
+        longest = limit - workload.output_tokens
+        return [float(2**i) for i in range(7, 18) if 2**i <= longest and 2**i > workload.cached_prefix_tokens]
+    if axis is FlipAxis.LINK_BANDWIDTH:
+        return [2.0**i for i in range(-4, 5)]
+    ffn = reference.instance.model.moe_ffn
+    if ffn is None:
+        return []
+    if axis is FlipAxis.TOP_K:
+        return [float(k) for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if k <= ffn.n_routed_experts]
+    ep = reference.instance.parallel.ep_size
+    grown = [ep * 2**i for i in range(11)]
+    return [float(n) for n in grown if ffn.num_experts_per_tok <= n <= 1024]
+
+
+def _point_at(
+    system: System,
+    hardware: Hardware,
+    workload: WorkloadSpec,
+    concurrency: int,
+    axis: FlipAxis,
+    value: float,
+    seed: int,
+) -> Point | None:
+    rng = np.random.default_rng(seed)
+    try:
+        if axis is FlipAxis.CONCURRENCY:
+            concurrency = round(value)
+        elif axis is FlipAxis.CONTEXT:
+            workload = workload.model_copy(update={"input_tokens": round(value)})
+        elif axis is FlipAxis.LINK_BANDWIDTH:
+            system, hardware = _with_links(system, hardware, value)
+        elif system.instance.model.is_moe:
+            system = _with_experts(system, axis, round(value), rng)
+        return measure_point(system, hardware, workload, concurrency, Engine.ANALYTIC, rng)
+    except InputError:
+        return None
+
+
+def _with_links(system: System, hardware: Hardware, factor: float) -> tuple[System, Hardware]:
+    """All links of the hardware `factor` times as fast, latencies unchanged."""
+    old = system.instance.cost
+    network = replace(
+        old.network,
+        up_bytes_per_s=old.network.up_bytes_per_s * factor,
+        nic_bytes_per_s=old.network.nic_bytes_per_s * factor,
+    )
+    cost = CostModel(old.hardware, network, old.efficiency, old.calibration)
+    return replace(system, instance=replace(system.instance, cost=cost)), hardware
+
+
+def _with_experts(system: System, axis: FlipAxis, value: int, rng: np.random.Generator) -> System:
+    old = system.instance
+    field = "n_routed_experts" if axis is FlipAxis.N_EXPERTS else "num_experts_per_tok"
+    model = _changed(old.model, field, value)
+    spec = old.routed.spec if old.routed is not None else None
+    parallel = old.parallel.model_copy(update={"redundant_experts": 0})
+    instance = build_instance(model, parallel, old.hardware, spec, cost=old.cost, overlap=old.overlap, rng=rng)
+    return replace(system, instance=instance)
+
+
+def _changed(model: ModelSpec, field: str, value: int) -> ModelSpec:
+    def change(layer: LayerSpec) -> LayerSpec:
+        if not isinstance(layer.ffn, MoeFfn):
+            return layer
+        ffn = layer.ffn.model_copy(update={field: value, "n_group": 1, "topk_group": 1})
+        return layer.model_copy(update={"ffn": ffn})
+
+    layers = tuple(change(layer) for layer in model.layers)
+    return ModelSpec.model_validate(model.model_copy(update={"layers": layers}).model_dump())
+
+
+def _ratio(top: Point | None, bottom: Point | None, of: Callable[[Point], float | None]) -> float | None:
+    if top is None or bottom is None:
+        return None
+    a, b = of(top), of(bottom)
+    return a / b if a is not None and b else None
+
+
+def _inverse(x: float | None) -> float | None:
+    return 1.0 / x if x else None
+
+
+def _summary(
+    reference: str,
+    other: str,
+    axis: FlipAxis,
+    x: Sequence[float],
+    ratio: Sequence[float | None],
+    found: Sequence[float],
+) -> str:
+    known = [(a, r) for a, r in zip(x, ratio, strict=True) if r is not None]
+    if not known:
+        return f"{reference} and {other} never both run along {UNITS[axis]}"
+    low, high = known[0], known[-1]
+    first = reference if low[1] >= 1 else other
+    if not found:
+        span = f"from {low[0]:g} to {high[0]:g} {UNITS[axis]}"
+        ratios = sorted(r if first == reference else 1.0 / r for _, r in known)
+        return f"{first} is cheaper everywhere {span} ({ratios[0]:.2f}x to {ratios[-1]:.2f}x)"
+    parts = [f"{first} is cheaper below {found[0]:.3g} {UNITS[axis]}"]
+    current = first
+    for i, at in enumerate(found):
+        current = other if current == reference else reference
+        until = f" up to {found[i + 1]:.3g}" if i + 1 < len(found) else ""
+        parts.append(f"{current} above {at:.3g}{until}" if i or len(found) > 1 else f"{current} above it")
+    return ", ".join(parts)

@@ -1,0 +1,131 @@
+"""One instance of a model on its ranks: passes timed by the closed form or the token-flow simulation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moesim.analytic import StepEstimate, estimate
+from moesim.cost import CostModel
+from moesim.lowering import MoeLoad, Pass, Routed, expert_layout, lower, route_model
+from moesim.lowering.route import Counts
+from moesim.memory import MemoryReport, Serving, check_memory
+from moesim.ops import Phase, Program
+from moesim.sim import FlowResult, simulate
+from moesim.specs.hardware import Hardware
+from moesim.specs.model import ModelSpec, MoeFfn
+from moesim.specs.parallel import ParallelSpec
+from moesim.specs.routing import RouterFamily, RoutingSpec
+
+__all__ = ["Instance", "PassTime", "build_instance"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassTime:
+    """A pass as one of the engines sees it; `estimate` explains it in closed form under the same load."""
+
+    time_s: float
+    estimate: StepEstimate
+    flow: FlowResult | None = None
+    program: Program | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A model split over `parallel.n_ranks` devices of `hardware`, with its router and the cost of its operators."""
+
+    model: ModelSpec
+    parallel: ParallelSpec
+    hardware: Hardware
+    cost: CostModel
+    routed: Routed | None
+    overlap: bool = False
+
+    def balanced(self) -> Instance:
+        """The same instance with perfectly even routing."""
+        if self.routed is None:
+            return self
+        even = route_model(
+            self.model,
+            RoutingSpec(family=RouterFamily.BALANCED),
+            self.parallel.model_copy(update={"redundant_experts": 0}),
+        )
+        return replace(self, routed=even, parallel=self.parallel.model_copy(update={"redundant_experts": 0}))
+
+    def program(self, step: Pass, counts: Counts | None = None, *, overlap: bool | None = None) -> Program:
+        """Lower a pass, under the expected load or a drawn one."""
+        domain = self.hardware.scale_up_domain_size
+        layout = expert_layout(self.parallel, step.phase, domain)
+
+        def load_for(ffn: MoeFfn, indices: tuple[int, ...]) -> MoeLoad:
+            if self.routed is None:
+                raise ValueError("a MoE model needs a router")
+            if counts is None:
+                return self.routed.expected(ffn, indices, step, layout)
+            return self.routed.drawn(ffn, indices, step, layout, counts)
+
+        return lower(self.model, self.parallel, step, load_for, overlap=self.overlap if overlap is None else overlap)
+
+    def draw(self, step: Pass, rng: np.random.Generator) -> Counts | None:
+        """Where every token of the pass goes; None for a dense model."""
+        if self.routed is None:
+            return None
+        layout = expert_layout(self.parallel, step.phase, self.hardware.scale_up_domain_size)
+        return self.routed.draw(step, layout, rng)
+
+    def analytic(self, step: Pass) -> PassTime:
+        """Closed form under the expected load."""
+        result = estimate(self.program(step), self.cost)
+        return PassTime(result.time_s, result)
+
+    def flow(self, step: Pass, rng: np.random.Generator, *, record: bool = False) -> PassTime:
+        """Simulation under one draw of every token's experts."""
+        program = self.program(step, self.draw(step, rng))
+        result = simulate(program, self.cost, record=record)
+        return PassTime(result.time_s, estimate(program, self.cost), result, program)
+
+    def decode_pass(self, batch: float, context: float) -> Pass:
+        """One output token for each of `batch` sequences; pipeline stages work on equal shares of the batch in turn."""
+        share = math.ceil(batch / self.parallel.pp_size)
+        return Pass(Phase.DECODE, float(share), 1.0, float(max(0.0, context - 1.0)))
+
+    def prefill_passes(self, new_tokens: int, cached_tokens: int, max_pass_tokens: int, batch: int = 1) -> list[Pass]:
+        """Chunks of at most `max_pass_tokens` per attention-DP rank for `batch` sequences side by side."""
+        per_rank = math.ceil(batch / self.parallel.dp_size)
+        chunk = max(1, min(new_tokens, max_pass_tokens // max(1, per_rank)))
+        starts = range(0, new_tokens, chunk)
+        return [
+            Pass(Phase.PREFILL, float(batch), float(min(chunk, new_tokens - start)), float(cached_tokens + start))
+            for start in starts
+        ]
+
+    def memory(self, batch: float, context: float, max_pass_tokens: float) -> MemoryReport:
+        """Projected memory of the fullest rank with `batch` sequences of `context` tokens."""
+        serving = Serving(float(batch), float(context), float(max_pass_tokens))
+        return check_memory(self.model, self.parallel, serving, self.hardware.device.memory_bytes)
+
+
+def build_instance(
+    model: ModelSpec,
+    parallel: ParallelSpec,
+    hardware: Hardware,
+    routing: RoutingSpec | None = None,
+    *,
+    cost: CostModel | None = None,
+    overlap: bool = False,
+    rng: np.random.Generator | None = None,
+) -> Instance:
+    """Check the split and build routers and costs.
+
+    Raises:
+        ParallelError: a split that does not divide the model.
+        InputError: a routing that does not fit it.
+    """
+    parallel.check(model)
+    used = hardware.with_n_devices(parallel.n_ranks)
+    routed = None
+    if model.is_moe:
+        routed = route_model(model, routing or RoutingSpec(), parallel, hardware.scale_up_domain_size, rng)
+    return Instance(model, parallel, used, cost or CostModel.of(used), routed, overlap)

@@ -1,0 +1,218 @@
+"""One system at one concurrency: latency, throughput, energy and dollars, from prefill and decode passes.
+
+Letters: C requests in flight on the hardware, b on one instance, I input and O output tokens. A closed form of continuous
+batching without queueing: while a request decodes its O tokens, each of the other b - 1 requests prefills once, so the mean gap
+between its tokens is t_decode(b) + (b - 1) t_prefill / O.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.cost import Energy, pass_energy, usd_per_million_tokens
+from moesim.lowering import Pass
+from moesim.specs.hardware import DeviceSpec, Hardware
+from moesim.specs.model import MoeFfn
+from moesim.specs.scenario import Engine
+from moesim.specs.workload import WorkloadSpec
+from moesim.study.instance import Instance, PassTime
+from moesim.study.results import Point
+
+__all__ = ["System", "measure_point", "prefill_rate"]
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Instances of one model that fill the hardware; in an ensemble `n_members` models share them, `per_slot` on each."""
+
+    name: str
+    instance: Instance
+    n_instances: int
+    n_members: int = 1
+    member_popularity: tuple[float, ...] = (1.0,)
+
+    @property
+    def members_per_slot(self) -> int:
+        """Whole models that each instance slot holds in memory."""
+        return math.ceil(self.n_members / self.n_instances)
+
+    def hosted(self) -> list[list[float]]:
+        """Request shares of the members on each slot; where slots outnumber members, copies split a member's requests."""
+        if self.n_members == 1:
+            return [[1.0 / self.n_instances]] * self.n_instances
+        slots: list[list[float]] = [[] for _ in range(self.n_instances)]
+        n_placed = max(self.n_members, self.n_instances)
+        n_copies = [len(range(m, n_placed, self.n_members)) for m in range(self.n_members)]
+        for i in range(n_placed):
+            member = i % self.n_members
+            slots[i % self.n_instances].append(self.member_popularity[member] / n_copies[member])
+        return slots
+
+
+@dataclass(frozen=True, slots=True)
+class _Decode:
+    """A round of decoding on the most loaded slot: its time, the requests in it, and one pass to explain it."""
+
+    time_s: float
+    requests: float
+    n_active: float
+    passing: PassTime
+
+
+def measure_point(
+    system: System,
+    hardware: Hardware,
+    workload: WorkloadSpec,
+    concurrency: int,
+    engine: Engine,
+    rng: np.random.Generator,
+) -> Point:
+    """Everything `Point` holds, or the outcome that says why there is none."""
+    per_slot = concurrency / system.n_instances
+    batch = max(1, math.ceil(per_slot))
+    memory = slot_memory(system, workload, batch)
+    if memory is not None:
+        return Point(concurrency=concurrency, outcome=memory[0], reason=memory[1])
+    decode = _decode_round(system, workload, concurrency, engine, rng)
+    prefill_s, prefill = prefill_rate(system.instance, workload, engine, rng)
+    ttft_s = _ttft(system.instance, workload, engine, rng)
+    out = workload.output_tokens
+    tpot_s = decode.time_s + max(0.0, decode.requests - 1.0) * prefill_s / out
+    cycle_s = decode.time_s + decode.requests * prefill_s / out
+    rate = concurrency / cycle_s
+    energy = _energy_per_token(system, hardware, decode, prefill, prefill_s, workload, rate)
+    passing = decode.passing.estimate
+    return Point(
+        concurrency=concurrency, outcome="ok", ttft_s=ttft_s, tpot_s=tpot_s, decode_step_s=decode.time_s,
+        output_tokens_per_s=rate, output_tokens_per_s_per_device=rate / hardware.n_devices,
+        output_tokens_per_s_per_user=1.0 / tpot_s, energy_j_per_output_token=energy,
+        usd_per_million_output_tokens=usd_per_million_tokens(hardware, hardware.n_devices, rate),
+        weight_bytes_read_per_step=weight_bytes_read(system, decode.requests, decode.n_active),
+        error_frac=passing.error_frac, origin=passing.origin,
+    )  # fmt: skip
+
+
+def slot_memory(system: System, workload: WorkloadSpec, batch: int) -> tuple[str, str] | None:
+    """None where the fullest slot fits, else outcome and reason."""
+    report = system.instance.memory(batch, workload.longest_context, workload.max_pass_tokens)
+    limit = system.instance.model.max_position_embeddings
+    if limit is not None and workload.longest_context > limit:
+        return "context longer than the model allows", f"{workload.longest_context} tokens; the model allows {limit}"
+    extra = (system.members_per_slot - 1) * report.memory.weights.total
+    total = report.memory.total + extra
+    if total <= report.capacity_bytes:
+        return None
+    if not extra:
+        return report.outcome.value, report.sentence
+    need, have = total / 1e9, report.capacity_bytes / 1e9
+    reason = f"{system.members_per_slot} whole models per slot need {need:.1f} GB, {have:.1f} GB there"
+    return "out of memory", reason
+
+
+def weight_bytes_read(system: System, requests_per_slot: float, n_active: float) -> float:
+    """Weight bytes that one decode step of one slot reads from memory, over all its ranks: experts only if hit."""
+    instance = system.instance
+    parallel = instance.parallel.model_copy(update={"redundant_experts": 0})
+    weights = instance.memory(1, 1, 1).memory.weights
+    shared = weights.total - weights.routed_experts - weights.embedding
+    total = shared * parallel.n_ranks
+    if instance.routed is not None:
+        s = instance.model.storage.routed_experts.bytes_per_element
+        for (n_experts, top_k), router in instance.routed.routers.items():
+            ffn = instance.model.layers[instance.routed.layers[n_experts, top_k][0]].ffn
+            if isinstance(ffn, MoeFfn):
+                hit = float(router.expected_distinct(max(1.0, requests_per_slot)).sum())
+                total += hit * ffn.expert_params(instance.model.hidden_size) * s
+    return total * max(1.0, n_active)
+
+
+def time_pass(instance: Instance, step: Pass, engine: Engine, rng: np.random.Generator) -> PassTime:
+    """One pass by the engine asked for."""
+    return instance.flow(step, rng) if engine is Engine.FLOW else instance.analytic(step)
+
+
+def _decode_round(
+    system: System, workload: WorkloadSpec, concurrency: int, engine: Engine, rng: np.random.Generator
+) -> _Decode:
+    """The slot with the longest round: its members' passes one after another, each with its expected share of requests."""
+    worst: _Decode | None = None
+    seen: dict[tuple[float, ...], _Decode] = {}
+    for shares in system.hosted():
+        key = tuple(shares)
+        if key not in seen:
+            seen[key] = _slot_round(system, workload, concurrency, shares, engine, rng)
+        if worst is None or seen[key].time_s > worst.time_s:
+            worst = seen[key]
+    if worst is None:
+        raise ValueError("a system needs an instance")
+    return worst
+
+
+def _slot_round(
+    system: System,
+    workload: WorkloadSpec,
+    concurrency: int,
+    shares: list[float],
+    engine: Engine,
+    rng: np.random.Generator,
+) -> _Decode:
+    instance, total_s, n_active = system.instance, 0.0, 0.0
+    passing: PassTime | None = None
+    for share in shares:
+        active = 1.0 if len(shares) == 1 else 1.0 - (1.0 - share) ** concurrency
+        batch = max(1.0, concurrency * share / active)
+        passing = time_pass(instance, instance.decode_pass(batch, workload.mean_context), engine, rng)
+        total_s += active * passing.time_s
+        n_active += active
+    if passing is None:
+        raise ValueError("a slot needs a member")
+    scale = 1.0 / n_active if n_active < 1.0 else 1.0
+    return _Decode(total_s * scale, max(1.0, concurrency * sum(shares)), n_active, passing)
+
+
+def prefill_rate(
+    instance: Instance, workload: WorkloadSpec, engine: Engine, rng: np.random.Generator
+) -> tuple[float, PassTime]:
+    """Seconds of prefill that one request costs an instance when passes are full and stages busy, and the last pass."""
+    new = workload.input_tokens - workload.cached_prefix_tokens
+    per_rank = max(1, workload.max_pass_tokens // new)
+    n_together = per_rank * instance.parallel.dp_size
+    passes = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens, n_together)
+    timed = [time_pass(instance, step, engine, rng) for step in passes]
+    return sum(t.time_s for t in timed) / n_together / instance.parallel.pp_size, timed[-1]
+
+
+def _ttft(instance: Instance, workload: WorkloadSpec, engine: Engine, rng: np.random.Generator) -> float:
+    new = workload.input_tokens - workload.cached_prefix_tokens
+    passes = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens)
+    return sum(time_pass(instance, step, engine, rng).time_s for step in passes)
+
+
+def _energy_per_token(
+    system: System,
+    hardware: Hardware,
+    decode: _Decode,
+    prefill: PassTime,
+    prefill_s: float,
+    workload: WorkloadSpec,
+    rate: float,
+) -> float | None:
+    """Energy of a decode round and its share of prefills on one slot, and idling of the others, per output token."""
+    device, n = hardware.device, system.instance.parallel.n_ranks
+    step = _scaled_energy(device, n, decode.passing, decode.time_s)
+    fill = _scaled_energy(device, n, prefill, prefill_s)
+    if step is None or fill is None:
+        return None
+    out = workload.output_tokens
+    per_round = step.dynamic_j + fill.dynamic_j * decode.requests / out
+    idle_w = step.idle_j / decode.time_s * hardware.n_devices / n
+    return per_round / decode.requests + idle_w / rate
+
+
+def _scaled_energy(device: DeviceSpec, n: int, passing: PassTime, time_s: float) -> Energy | None:
+    scale = time_s / passing.time_s
+    busy = {bound: seconds * scale for bound, seconds in passing.estimate.busy_s().items()}
+    return pass_energy(device, n, time_s, busy)

@@ -1,0 +1,144 @@
+"""From a scenario's words to systems on its hardware, the dense twins that the comparison asks for among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.cost import CalibratedOps, CostModel
+from moesim.errors import InputError, ParallelError
+from moesim.memory import with_weight_dtype
+from moesim.specs.catalog import load_model
+from moesim.specs.dtypes import Storage
+from moesim.specs.hardware import Hardware
+from moesim.specs.model import ModelSpec
+from moesim.specs.parallel import ParallelSpec
+from moesim.specs.scenario import Basis, ScenarioSpec, SystemKind, SystemSpec
+from moesim.study.instance import build_instance
+from moesim.study.points import System
+from moesim.study.twins import dense_twin
+
+__all__ = ["Candidate", "build_candidates", "build_system", "resolve_model", "twin_system"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A system with the words it came from and the basis on which it is compared."""
+
+    spec: SystemSpec
+    basis: Basis
+    system: System
+
+
+def resolve_model(spec: SystemSpec) -> ModelSpec:
+    """The system's model with its storage overrides."""
+    model = load_model(spec.model)
+    if spec.weight_dtype is not None:
+        model = with_weight_dtype(model, spec.weight_dtype)
+    if spec.kv_dtype is not None:
+        model = model.model_copy(
+            update={"storage": model.storage.model_copy(update={"kv_cache": Storage(dtype=spec.kv_dtype)})}
+        )
+    return model
+
+
+def build_candidates(
+    scenario: ScenarioSpec, hardware: Hardware, calibration: CalibratedOps | None, rng: np.random.Generator
+) -> list[Candidate]:
+    """The scenario's systems in order, then the reference's dense twins.
+
+    Raises:
+        InputError: a model that is not what the system's kind says, or a split that does not fit; with the field's path.
+    """
+    candidates = []
+    for i, spec in enumerate(scenario.systems):
+        try:
+            model = resolve_model(spec)
+            _check_kind(spec, model)
+            candidates.append(Candidate(spec, Basis.NAMED, build_system(spec, model, hardware, calibration, rng)))
+        except InputError as error:
+            inner = f".{error.field}" if error.field else ""
+            where = "parallel" if isinstance(error, ParallelError) else ""
+            error.field = f"systems.{i}{'.' + where if where else ''}{inner}"
+            raise
+    reference = next(c for c in candidates if c.spec.name == scenario.reference.name)
+    for basis in scenario.comparison.bases:
+        if basis is not Basis.NAMED:
+            candidates.append(_twin(reference, basis, scenario, hardware, calibration, rng))
+    return candidates
+
+
+def build_system(
+    spec: SystemSpec, model: ModelSpec, hardware: Hardware, calibration: CalibratedOps | None, rng: np.random.Generator
+) -> System:
+    """Instances of `model` that fill `hardware`.
+
+    Raises:
+        ParallelError: more ranks than devices, or devices left over.
+    """
+    n_ranks, n_devices = spec.parallel.n_ranks, hardware.n_devices
+    if n_ranks > n_devices or n_devices % n_ranks:
+        fits = [d for d in range(1, n_devices + 1) if n_devices % d == 0]
+        raise ParallelError(
+            f"{spec.parallel.label} needs {n_ranks} devices per instance, which do not fill the {n_devices} of the hardware",
+            value=n_ranks, allowed=f"ranks per instance in {fits}",
+        )  # fmt: skip
+    cost = CostModel.of(hardware.with_n_devices(n_ranks), calibration)
+    instance = build_instance(model, spec.parallel, hardware, spec.routing, cost=cost, overlap=spec.overlap, rng=rng)
+    popularity = 1.0 / np.arange(1, spec.n_members + 1) ** spec.member_skew
+    shares = tuple(float(p) for p in popularity / popularity.sum())
+    return System(spec.name, instance, n_devices // n_ranks, spec.n_members, shares)
+
+
+def _check_kind(spec: SystemSpec, model: ModelSpec) -> None:
+    if spec.kind is SystemKind.MOE and not model.is_moe:
+        raise InputError(
+            "is dense, but the system's kind is 'moe'", field="model", value=spec.model, hint="use kind: dense"
+        )
+    if spec.kind is SystemKind.DENSE and model.is_moe:
+        raise InputError(
+            "has experts, but the system's kind is 'dense'", field="model", value=spec.model, hint="use kind: moe"
+        )
+
+
+def twin_system(
+    reference: Candidate, model: ModelSpec, name: str, hardware: Hardware, calibration: CalibratedOps | None,
+    rng: np.random.Generator,
+) -> tuple[SystemSpec, System]:  # fmt: skip
+    """A dense twin on the hardware of its MoE, split like it as far as that makes sense without experts."""
+    own = reference.spec.parallel
+    split = ParallelSpec(tp_size=own.tp_size, dp_size=own.dp_size, cp_size=own.cp_size, pp_size=own.pp_size)
+    parallel = _dense_split(split, model)
+    spec = SystemSpec(name=name, kind=SystemKind.DENSE, model=reference.spec.model, parallel=parallel)
+    return spec, build_system(spec, model, hardware, calibration, rng)
+
+
+def _twin(
+    reference: Candidate, basis: Basis, scenario: ScenarioSpec, hardware: Hardware, calibration: CalibratedOps | None,
+    rng: np.random.Generator,
+) -> Candidate:  # fmt: skip
+    model = dense_twin(reference.system.instance.model, basis, scenario.comparison.quality_rule)
+    name = f"dense, {basis.value.replace('_', ' ')}"
+    spec, system = twin_system(reference, model, name, hardware, calibration, rng)
+    return Candidate(spec, basis, system)
+
+
+def _dense_split(split: ParallelSpec, model: ModelSpec) -> ParallelSpec:
+    """A dense twin has no experts to spread: attention-DP becomes TP as far as heads and widths divide by it."""
+    best = split
+    for factor in (2, 4, 8, 16, 32, 64, 128):
+        if split.dp_size % factor:
+            break
+        tried = ParallelSpec(
+            tp_size=split.tp_size * factor,
+            dp_size=split.dp_size // factor,
+            cp_size=split.cp_size,
+            pp_size=split.pp_size,
+        )
+        try:
+            tried.check(model)
+        except ParallelError:
+            break
+        best = tried
+    return best
