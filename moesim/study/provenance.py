@@ -14,14 +14,14 @@ from moesim.study.results import InputOrigin
 from moesim.study.systems import Candidate
 from moesim.units import show
 
-__all__ = ["input_origins"]
+__all__ = ["hardware_origins", "input_origins"]
 
 
 def input_origins(
     hardware: Hardware, candidates: Sequence[Candidate], calibration: CalibratedOps | None
 ) -> tuple[InputOrigin, ...]:
     """Every kind of input with its value, origin and source."""
-    rows = [*_device(hardware), *_links(hardware), _price(hardware), _efficiency(calibration)]
+    rows = [*hardware_origins(hardware), _efficiency(calibration)]
     for candidate in candidates:
         rows.append(_model(candidate))
         if candidate.system.instance.routed is not None:
@@ -32,8 +32,13 @@ def input_origins(
                     origin=router.origin, source=router.source,
                 )
             )  # fmt: skip
-    unique = {(row.what, row.value): row for row in rows if row is not None}
-    return tuple(unique.values())
+    return tuple({(row.what, row.value): row for row in rows}.values())
+
+
+def hardware_origins(hardware: Hardware) -> list[InputOrigin]:
+    """Figures of a device, its links and its price."""
+    price = _price(hardware)
+    return [*_device(hardware), *_links(hardware), *([price] if price is not None else [])]
 
 
 def _from(spec: Sourced, path: str, what: str, value: str) -> InputOrigin:

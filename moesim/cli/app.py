@@ -1,0 +1,131 @@
+"""All commands in one table; each hands over to a module of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moesim._version import __version__
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="moesim", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Where tokens of a Mixture-of-Experts model really go, and what that costs on real hardware.",
+)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"moesim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="A shipped scenario's name (see `moesim list`) or a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; reports/<scenario> by default.")] = None,
+    engine: Annotated[str | None, typer.Option(help="analytic or flow; the scenario's own by default.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Overrides the scenario's seed.")] = None,
+) -> None:
+    """Run a scenario file and write a report."""
+    from moesim.cli.run import run_command
+
+    run_command(scenario, out, engine, seed)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A folder that `moesim run` wrote.")]) -> None:
+    """Render a run's report again, without simulating."""
+    from moesim.cli.run import report_command
+
+    report_command(directory)
+
+
+@app.command()
+def estimate(
+    hardware: Annotated[str, typer.Option(help="Cluster or device, by name or file.")],
+    model: Annotated[str, typer.Option(help="Model by name, Hugging Face id, card, or config.json.")],
+    phase: Annotated[str, typer.Option(help="prefill or decode.")] = "decode",
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in the pass.")] = 1,
+    context: Annotated[int, typer.Option(min=1, help="Tokens: new ones in prefill, the context in decode.")] = 1024,
+    cached: Annotated[int, typer.Option(min=0, help="Tokens already cached before a prefill.")] = 0,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks.")] = 1,
+    ep: Annotated[int, typer.Option(min=1, help="Expert-parallel ranks.")] = 1,
+    dp: Annotated[int, typer.Option(min=1, help="Attention data-parallel ranks.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Pipeline stages.")] = 1,
+    cp: Annotated[int, typer.Option(min=1, help="Context-parallel ranks.")] = 1,
+    redundant_experts: Annotated[int, typer.Option(min=0, help="Extra expert slots, placed by EPLB.")] = 0,
+    routing: Annotated[
+        str, typer.Option(help="balanced, uniform, FAMILY:SKEW (zipf:0.8), or preset:NAME.")
+    ] = "uniform",
+    weight_dtype: Annotated[str | None, typer.Option(help="Store linear weights in this format instead.")] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="Store the cache in this format instead.")] = None,
+    engine: Annotated[str, typer.Option(help="analytic or flow.")] = "analytic",
+    calibration: Annotated[
+        str | None, typer.Option(help="Calibration by name or file; the device's own by default.")
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Answer one question without a file: what does one pass cost?"""
+    from moesim.cli.estimate import EstimateArguments, estimate_command
+
+    split = {
+        "tp_size": tp,
+        "ep_size": ep,
+        "dp_size": dp,
+        "pp_size": pp,
+        "cp_size": cp,
+        "redundant_experts": redundant_experts,
+    }
+    estimate_command(
+        EstimateArguments(hardware, model, split, phase, batch, context, cached, routing, weight_dtype, kv_dtype, engine,
+                          calibration, seed, json)
+    )  # fmt: skip
+
+
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="Name, Hugging Face id, card, config.json or its folder.")],
+    json: Json = False,
+) -> None:
+    """Show what was understood of a model."""
+    from moesim.cli.show import model_command
+
+    model_command(name, json)
+
+
+@app.command()
+def hardware(
+    name: Annotated[str, typer.Argument(help="Device or cluster, by name or file.")], json: Json = False
+) -> None:
+    """Show what was understood of a device or cluster."""
+    from moesim.cli.show import hardware_command
+
+    hardware_command(name, json)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="devices, links, clusters, models, scenarios, or all.")] = "all",
+    json: Json = False,
+) -> None:
+    """List the catalog."""
+    from moesim.cli.show import list_command
+
+    list_command(kind, json)

@@ -1,0 +1,61 @@
+"""Words on the command line to values of the library, with one clear line for a word that is not known."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from moesim.errors import InputError, nearest
+from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, RoutingSpec
+
+__all__ = ["choice", "routing_spec"]
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def choice(kind: type[Choice], text: str, option: str) -> Choice:
+    """The member of an enumeration that `text` names.
+
+    Raises:
+        InputError: no such member.
+    """
+    try:
+        return kind(text)
+    except ValueError:
+        words = [member.value for member in kind]
+        close = nearest(text, words)
+        hint = f"did you mean {close[0]!r}?" if close else None
+        raise InputError("not known", field=option, value=text, allowed=", ".join(words), hint=hint) from None
+
+
+def routing_spec(text: str, redundant_experts: int = 0) -> RoutingSpec:
+    """``uniform``, ``zipf:0.8``, ``preset:olmoe-1b-7b`` or ``trace:FILE`` as a router.
+
+    Raises:
+        InputError: a family that is not known, or a number that is not one.
+    """
+    word, _, rest = text.partition(":")
+    family = choice(RouterFamily, word, "--routing")
+    fields: dict[str, object] = {"family": family}
+    if family in (RouterFamily.ZIPF, RouterFamily.LOGNORMAL, RouterFamily.DIRICHLET):
+        try:
+            fields["skew"] = float(rest)
+        except ValueError:
+            raise InputError(
+                "needs a number after the colon", field="--routing", value=text, allowed=f"{word}:0.8"
+            ) from None
+    elif family in (RouterFamily.PRESET, RouterFamily.TRACE):
+        fields[family.value] = rest or None
+    elif family is RouterFamily.POPULARITY or rest:
+        raise InputError(
+            "takes no value here", field="--routing", value=text, allowed="a scenario file for popularity vectors"
+        )
+    if redundant_experts:
+        fields["placement"] = PlacementSpec(kind=PlacementKind.EPLB)
+    try:
+        return RoutingSpec.model_validate(fields)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(message, field="--routing", value=text) from None

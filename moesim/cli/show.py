@@ -1,0 +1,70 @@
+"""``moesim model``, ``moesim hardware`` and ``moesim list``: what was understood."""
+
+from __future__ import annotations
+
+from moesim.cli.table import print_json, table
+from moesim.errors import InputError
+from moesim.specs.catalog import load_hardware, load_model, names
+from moesim.specs.hardware import Hardware
+from moesim.specs.model import ModelSpec
+from moesim.study.understood import HardwareSummary, ModelSummary, summarize_hardware, summarize_model
+from moesim.units import show
+
+__all__ = ["hardware_command", "list_command", "model_command"]
+
+KINDS = {"devices": "device", "links": "link", "clusters": "cluster", "models": "model", "scenarios": "scenario"}
+
+
+def model_command(name: str, as_json: bool) -> None:
+    """Print a model."""
+    model: ModelSpec = load_model(name)
+    summary: ModelSummary = summarize_model(model)
+    if as_json:
+        print_json(summary.model_dump(mode="json"))
+        return
+    title = summary.name if summary.hf_id is None else f"{summary.name} ({summary.hf_id})"
+    print(title)
+    print(f"parameters   {summary.n_params / 1e9:.2f}B, {summary.n_active_params / 1e9:.2f}B active per token"
+          + (f", and {summary.n_mtp_params / 1e9:.2f}B in MTP layers" if summary.n_mtp_params else ""))  # fmt: skip
+    print(
+        f"weights      {summary.weight_bytes / 1e9:.2f} GB ({', '.join(f'{k} {v}' for k, v in summary.weight_dtypes.items())})"
+    )
+    print(f"cache        {show(summary.kv_bytes_per_token, 'B')} per token at {summary.kv_context} tokens"
+          + (f", and {show(summary.state_bytes_per_sequence, 'B')} of state per sequence" if summary.state_bytes_per_sequence else ""))  # fmt: skip
+    if summary.n_routed_experts:
+        print(f"experts      {summary.num_experts_per_tok} of {summary.n_routed_experts} per token, {summary.n_shared_experts} shared, "
+              f"in {summary.n_moe_layers} of {summary.n_layers} layers")  # fmt: skip
+    rows = [
+        (k.kind, str(k.n_layers), f"{k.n_params / 1e9:.3f}B", f"{k.n_active_params / 1e9:.3f}B")
+        for k in summary.layer_kinds
+    ]
+    table(("layer kind", "layers", "parameters", "active"), rows)
+    if summary.note:
+        print(summary.note)
+
+
+def hardware_command(name: str, as_json: bool) -> None:
+    """Print a device or cluster."""
+    hardware: Hardware = load_hardware(name)
+    summary: HardwareSummary = summarize_hardware(hardware)
+    if as_json:
+        print_json(summary.model_dump(mode="json"))
+        return
+    print(f"{summary.name}: {summary.n_devices} x {summary.device}")
+    rows = [(row.what, row.value, row.origin, row.source) for row in summary.rows]
+    table(("what", "value", "origin", "source"), rows)
+
+
+def list_command(kind: str, as_json: bool) -> None:
+    """Print names of the catalog."""
+    if kind != "all" and kind not in KINDS:
+        raise InputError("not known", field="kind", value=kind, allowed=", ".join([*KINDS, "all"]))
+    wanted = KINDS if kind == "all" else {kind: KINDS[kind]}
+    found = {title: list(names(what)) for title, what in wanted.items()}
+    if as_json:
+        print_json(found)
+        return
+    for title, members in found.items():
+        print(f"{title} ({len(members)})")
+        for member in members:
+            print(f"  {member}")
