@@ -22,18 +22,8 @@ def model_command(name: str, as_json: bool) -> None:
     if as_json:
         print_json(summary.model_dump(mode="json"))
         return
-    title = summary.name if summary.hf_id is None else f"{summary.name} ({summary.hf_id})"
-    print(title)
-    print(f"parameters   {summary.n_params / 1e9:.2f}B, {summary.n_active_params / 1e9:.2f}B active per token"
-          + (f", and {summary.n_mtp_params / 1e9:.2f}B in MTP layers" if summary.n_mtp_params else ""))  # fmt: skip
-    print(
-        f"weights      {summary.weight_bytes / 1e9:.2f} GB ({', '.join(f'{k} {v}' for k, v in summary.weight_dtypes.items())})"
-    )
-    print(f"cache        {show(summary.kv_bytes_per_token, 'B')} per token at {summary.kv_context} tokens"
-          + (f", and {show(summary.state_bytes_per_sequence, 'B')} of state per sequence" if summary.state_bytes_per_sequence else ""))  # fmt: skip
-    if summary.n_routed_experts:
-        print(f"experts      {summary.num_experts_per_tok} of {summary.n_routed_experts} per token, {summary.n_shared_experts} shared, "
-              f"in {summary.n_moe_layers} of {summary.n_layers} layers")  # fmt: skip
+    for line in _model_lines(summary):
+        print(line)
     rows = [
         (k.kind, str(k.n_layers), f"{k.n_params / 1e9:.3f}B", f"{k.n_active_params / 1e9:.3f}B")
         for k in summary.layer_kinds
@@ -41,6 +31,22 @@ def model_command(name: str, as_json: bool) -> None:
     table(("layer kind", "layers", "parameters", "active"), rows)
     if summary.note:
         print(summary.note)
+
+
+def _model_lines(s: ModelSummary) -> list[str]:
+    mtp = f", and {s.n_mtp_params / 1e9:.2f}B in MTP layers" if s.n_mtp_params else ""
+    state = f", and {show(s.state_bytes_per_sequence, 'B')} of state per sequence" if s.state_bytes_per_sequence else ""
+    dtypes = ", ".join(f"{kind} {dtype}" for kind, dtype in s.weight_dtypes.items())
+    lines = [
+        s.name if s.hf_id is None else f"{s.name} ({s.hf_id})",
+        f"parameters   {s.n_params / 1e9:.2f}B, {s.n_active_params / 1e9:.2f}B active per token{mtp}",
+        f"weights      {s.weight_bytes / 1e9:.2f} GB ({dtypes})",
+        f"cache        {show(s.kv_bytes_per_token, 'B')} per token at {s.kv_context} tokens{state}",
+    ]
+    if s.n_routed_experts:
+        per_token = f"{s.num_experts_per_tok} of {s.n_routed_experts} per token, {s.n_shared_experts} shared"
+        lines.append(f"experts      {per_token}, in {s.n_moe_layers} of {s.n_layers} layers")
+    return lines
 
 
 def hardware_command(name: str, as_json: bool) -> None:
