@@ -396,6 +396,27 @@ def test_text_model_of_a_multimodal_config():
     assert hf.import_config(outer, "gemma-3-27b") == _import("gemma-3-27b")
 
 
+def test_keys_of_other_towers_do_not_matter():
+    outer = {"model_type": "mistral3", "text_config": _card("mistral-7b"), "vision_config": {"num_hidden_layers": 24},
+             "spatial_merge_size": 2, "vision_feature_layer": -1, "multimodal_projector_bias": True}  # fmt: skip
+    assert hf.import_config(outer, "mistral-7b") == _import("mistral-7b")
+
+
+def test_keys_that_shape_nothing_do_not_matter():
+    llama = {"_attn_implementation_autoset": True, "embd_pdrop": 0.1, "pretraining_tp": 1, "rope_scaling": {"factor": 8.0},
+             "unsloth_fixed": True, "output_hidden_states": True, "num_beams": 4}  # fmt: skip
+    assert _import("llama-2-7b", **llama) == _import("llama-2-7b")
+    minimax = {"layernorm_full_attention_alpha": 1.0, "layernorm_mlp_beta": 1.0, "attn_type_list": [1] * 62}
+    assert _import("minimax-m2", **minimax) == _import("minimax-m2")
+    ffn = {
+        **_card("dbrx")["ffn_config"],
+        "moe_loss_weight": 0.05,
+        "moe_normalize_expert_weights": 1,
+        "moe_jitter_eps": 0.01,
+    }
+    assert _import("dbrx", ffn_config=ffn, resid_pdrop=0.1) == _import("dbrx")
+
+
 def test_quantisation_and_tying_beside_the_text_model():
     quant = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     outer = {"model_type": "llava", "text_config": _card("llama-2-7b", tie_word_embeddings="DROP"),
@@ -522,6 +543,10 @@ DENSE = _card("llama-2-7b")
         (_card("mixtral-8x7b", n_shared_experts=1), "n_shared_experts"),
         (_card("qwen3-30b-a3b", n_shared_experts=1), "n_shared_experts"),
         (_card("deepseek-v3", index_topk=2048), "index_topk"),
+        (
+            _card("dbrx", ffn_config={**_card("dbrx")["ffn_config"], "n_shared_experts": 1}),
+            "ffn_config.n_shared_experts",
+        ),
         (_card("deepseek-v3", hc_mult=4, compress_ratios=[1] * 61), "compress_ratios"),
         (_card("deepseek-v3", routed_expert_hidden_size=3584), "routed_expert_hidden_size"),
     ],

@@ -52,9 +52,8 @@ def _language_model(config: Mapping[str, Any]) -> Fields:
     for key in _TEXT_KEYS:
         inner = config.get(key)
         if isinstance(inner, Mapping):
-            around = Fields(config)
-            around.read.update({key, "tie_word_embeddings"})
-            refuse_unread(around)
+            for stray in expert_keys(Fields(config)):
+                raise InputError("stands beside the language model it should be in", field=stray, value=config[stray])
             return Fields(inner, key, config)
     return Fields(config)
 

@@ -58,6 +58,7 @@ def qwen3(fields: Fields) -> Parts:
     """Qwen3: heads of 128 whatever the hidden size, and a norm on each query and key head."""
     sizes = base(fields)
     bias = fields.flag("attention_bias")
+    fields.flag("use_qk_norm", True)
     attention = read_gqa(fields, sizes.hidden_size, head_dim=128, qkv_bias=bias, o_bias=bias, qk_norm="head")
     plan, window = qwen_windows(fields, sizes.n_layers)
     tie = tied(fields)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from moesim.specs.hf.fields import Fields
 from moesim.specs.hf.parts import Base, Parts, assemble, base, check_top_k, dense_ffn, n_layers, read_gqa, tied
 from moesim.specs.hf.sparse import moe_ffn
+from moesim.specs.hf.unread import refuse_unread
 from moesim.specs.model import Attention, DenseFfn, Ffn, GqaAttention, MoeFfn
 
 __all__ = ["arctic", "dbrx", "granite_moe", "grok", "hunyuan", "llama_moe", "phimoe", "xverse"]
@@ -29,6 +30,8 @@ def dbrx(fields: Fields) -> Parts:
     head_dim = sizes.hidden_size // n_heads
     attention = GqaAttention(n_heads=n_heads, n_kv_heads=n_kv, head_dim=head_dim, v_head_dim=head_dim)
     moe = moe_ffn(ffn, experts=("moe_num_experts",), width="ffn_hidden_size", top_k="moe_top_k")
+    refuse_unread(attn)
+    refuse_unread(ffn)
     return assemble(sizes, [attention] * sizes.n_layers, [moe] * sizes.n_layers, tie=tied(fields))
 
 
@@ -40,9 +43,7 @@ def arctic(fields: Fields) -> Parts:
     moe = moe_ffn(fields)
     if fields.flag("parallel_attn_mlp_res"):
         moe = moe.model_copy(update={"dense_residual": DenseFfn(intermediate_size=sizes.hidden_size)})
-    fields.flag("use_residual")
-    if fields.any("moe_min_capacity") is not None:
-        fields.flag("enable_expert_tensor_parallelism")
+    fields.flag("use_residual")  # what it adds follows from parallel_attn_mlp_res
     dense = dense_ffn(fields)
     ffns: list[Ffn] = [dense if (i + 1) % step else moe for i in range(sizes.n_layers)]
     return assemble(sizes, [attention] * sizes.n_layers, ffns, tie=tied(fields), norms_per_layer=3)

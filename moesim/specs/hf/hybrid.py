@@ -10,7 +10,7 @@ from moesim.specs.hf.parts import FULL, Parts, assemble, base, check_top_k, dens
 from moesim.specs.hf.sparse import moe_ffn, sparse_steps
 from moesim.specs.model import Attention, Ffn, GqaAttention, LinearAttention, MoeFfn
 
-__all__ = ["gated_delta_net", "jamba", "mamba", "qwen3_5", "qwen3_5_moe", "qwen3_next"]
+__all__ = ["gated_delta_net", "jamba", "mamba", "qwen3_5", "qwen3_next"]
 
 _LINEAR = "linear_attention"
 
@@ -70,13 +70,8 @@ def _gated_moe(fields: Fields) -> MoeFfn:
 
 
 def qwen3_next(fields: Fields) -> Parts:
-    """Qwen3-Next: three gated delta nets to one gated attention, MoE with a gated shared expert."""
+    """Qwen3-Next and Qwen3.5 MoE: three gated delta nets to one gated attention, MoE with a gated shared expert."""
     return _qwen(fields, sparse_steps(fields, base(fields).n_layers, _gated_moe(fields)))
-
-
-def qwen3_5_moe(fields: Fields) -> Parts:
-    """Qwen3.5 MoE: Qwen3-Next with MTP layers."""
-    return qwen3_next(fields)
 
 
 def qwen3_5(fields: Fields) -> Parts:
@@ -93,6 +88,8 @@ def mamba(fields: Fields, hidden_size: int) -> LinearAttention:
     state, kernel = fields.count("mamba_d_state", default=16), fields.count("mamba_d_conv", default=4)
     auto = fields.any("mamba_dt_rank", "auto") == "auto"
     rank = ceil(hidden_size / 16) if auto else fields.count("mamba_dt_rank")
+    if not fields.flag("mamba_inner_layernorms", True):
+        raise fields.refuse("mamba_inner_layernorms", "a mixer without its inner norms is not modelled")
     conv_bias, proj_bias = fields.flag("mamba_conv_bias", True), fields.flag("mamba_proj_bias")
     proj = hidden_size * 2 * inner + inner * (rank + 2 * state) + rank * inner + inner * hidden_size
     biases = inner + (inner if conv_bias else 0) + (2 * inner + hidden_size if proj_bias else 0)

@@ -50,7 +50,7 @@ BUILDERS: Mapping[str, Builder] = {
     "qwen2": dense.qwen2,
     "qwen2_moe": sparse.qwen2_moe,
     "qwen3": dense.qwen3,
-    "qwen3_5_moe_text": hybrid.qwen3_5_moe,
+    "qwen3_5_moe_text": hybrid.qwen3_next,
     "qwen3_5_text": hybrid.qwen3_5,
     "qwen3_moe": sparse.qwen3_moe,
     "qwen3_next": hybrid.qwen3_next,

@@ -8,10 +8,10 @@ from typing import Any
 from moesim.errors import InputError
 from moesim.specs.hf.fields import Fields
 
-__all__ = ["EXPERT_KEY", "expert_keys", "refuse_unread"]
+__all__ = ["expert_keys", "refuse_unread"]
 
 #: Names that speak of experts, in any architecture.
-EXPERT_KEY = re.compile(
+_EXPERT_KEY = re.compile(
     r"expert|(^|_)moe(_|$)|moe_|router|routed|num_selects|gate_network|top_?k_(?!group)", re.IGNORECASE
 )
 
@@ -25,7 +25,7 @@ _SHAPE_KEY = re.compile(
 
 #: Names that match but change no weight and no layer: initialisation, losses, dropout, generation, naming, numerics.
 _HARMLESS = re.compile(
-    r"dropout|_init|initializer|_loss|loss_|aux|jitter|noise|rope|rotary|norm_eps|epsilon|_token|token_|output_(hidden|attent|router)"
+    r"dropout|pdrop|normalize_|_init|initializer|_loss|loss_|aux|jitter|noise|rope|rotary|norm_eps|epsilon|_token|token_|output_(hidden|attent|router)"
     r"|chunk_size_feed_forward|hidden_act|activation|act_fn|layerdrop|beam|ngram|return_dict|architectures|_scal|scale|scaling"
     r"|softcap|multiplier|temperature|layers?_norm_eps|layernorm_eps|scoring_func|score_func|topk_method|norm_topk_prob"
     r"|seq_aux|_dtype|renormalize|use_balance|expert_policy|before_dropping|relative_attention_max|pretraining_tp|^ep_size|max_window_layers|layer_norm_elementwise|original_max|_parallel"
@@ -40,7 +40,7 @@ _NAMES = frozenset({"model_type", "dtype", "torch_dtype", "architectures", "quan
 
 def expert_keys(fields: Fields) -> list[str]:
     """Keys that speak of experts and are set to something."""
-    return [key for key, value in fields.data.items() if EXPERT_KEY.search(key) and _is_set(value)]
+    return [key for key, value in fields.data.items() if _EXPERT_KEY.search(key) and _is_set(value)]
 
 
 def refuse_unread(fields: Fields, strict: bool = False) -> None:
