@@ -384,6 +384,11 @@ def test_arctic_has_a_dense_block_beside_its_experts():
     assert moe.dense_residual.intermediate_size == 7168
 
 
+def test_longest_context():
+    assert _import("mixtral-8x7b").max_position_embeddings == 32768
+    assert _import("dbrx").max_position_embeddings == 32768
+
+
 def test_null_counts_as_absent():
     assert _import("mixtral-8x7b", sliding_window=None, head_dim=None) == _import("mixtral-8x7b")
 

@@ -37,7 +37,8 @@ def import_config(config: Mapping[str, Any], name: str, hf_id: str | None = None
         hidden_size=parts.hidden_size,
         vocab_size=parts.vocab_size,
         tie_word_embeddings=parts.tie_word_embeddings,
-        max_position_embeddings=fields.optional_count("max_position_embeddings"),
+        max_position_embeddings=fields.optional_count("max_position_embeddings")
+        or fields.optional_count("max_seq_len"),
         layers=parts.layers,
         mtp_layers=parts.mtp_layers,
         mtp_extra_params=parts.mtp_extra_params,
