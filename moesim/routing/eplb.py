@@ -69,18 +69,21 @@ def eplb_hierarchical(counts: NDArray[Any], n_ranks: int, n_slots: int, n_nodes:
     return Placement(_never_worse(slots, load, n_ranks), n_ranks, n_experts)
 
 
-def replicate(load: Floats, n_slots: int) -> Ints:
-    """Copies per expert, [L, E]: every expert one, each further slot to the expert with the most tokens per copy."""
+def replicate(load: Floats, n_slots: int, n_ranks: int) -> Ints:
+    """Copies per expert, [L, E]: every expert one, each further slot to the expert with the most tokens per copy.
+
+    No expert gets more copies than there are ranks, as long as others can take the slots.
+    """
     copies = np.ones(load.shape, np.int64)
     rows = np.arange(len(load))
     for _ in range(n_slots - load.shape[1]):
-        hottest = (load / copies).argmax(axis=1)
+        hottest = np.where(copies < n_ranks, load / copies, -1.0).argmax(axis=1)
         copies[rows, hottest] += 1
     return copies
 
 
 def _balanced_slots(load: Floats, n_ranks: int, n_slots: int) -> Ints:
-    copies = replicate(load, n_slots)
+    copies = replicate(load, n_slots, n_ranks)
     n_experts = load.shape[1]
     experts = np.stack([np.repeat(np.arange(n_experts), row) for row in copies])
     share = np.take_along_axis(load / copies, experts, axis=1)

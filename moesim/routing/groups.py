@@ -34,7 +34,8 @@ def limited_inclusion(weights: Floats, top_k: int, n_group: int, topk_group: int
     Returns:
         [n_rows, E]; rows sum to K.
 
-    Valid for: within 0.5% of sampling for shares above 0.01 (see tests); M < n_group.
+    Valid for: M < n_group; against sampling, root mean square error of shares above 0.02: at most 0.5% for 160 and more
+        experts up to sigma 1, about 1% for 64 experts or sigma 1.5.
     Source: own derivation; the fixed time is the classical approximation of sampling without replacement.
     """
     if comb(n_group, topk_group) > MAX_GROUP_SETS:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["inclusion_from_weights", "race_threshold", "weights_from_inclusion"]
 
 Floats = NDArray[np.float64]
-N_NODES = 32
+NODES_PER_E_FOLD = 6.0
 _TINY = 1e-300
+_LOG_MISSED = np.log(1e-9)
 
 
 def race_threshold(weights: Floats, top_k: int) -> Floats:
@@ -66,7 +70,7 @@ def inclusion_from_weights(weights: Floats, top_k: int) -> Floats:
     out[tight] = (weights[tight] > 0).astype(np.float64)
     loose = ~tight
     if loose.any():
-        step = max(1, 1_500_000 // (n_experts * N_NODES))
+        step = max(1, 5_000 // n_experts)
         rows = np.flatnonzero(loose)
         for at in range(0, len(rows), step):
             part = rows[at : at + step]
@@ -76,8 +80,9 @@ def inclusion_from_weights(weights: Floats, top_k: int) -> Floats:
 
 def _by_quadrature(weights: Floats, top_k: int) -> Floats:
     """Gauss-Legendre over the logarithm of the time at which the K-th expert arrives."""
-    nodes, node_weights = np.polynomial.legendre.leggauss(N_NODES)
     low, high = _time_window(weights, top_k)
+    n_nodes = int(np.clip(np.ceil(NODES_PER_E_FOLD * (high - low).max()), 24, 400))
+    nodes, node_weights = np.polynomial.legendre.leggauss(n_nodes)
     half = (high - low)[:, None] / 2
     times = np.exp((high + low)[:, None] / 2 + half * nodes)
     measure = node_weights * half * times
@@ -93,34 +98,40 @@ def _by_quadrature(weights: Floats, top_k: int) -> Floats:
 
 
 def _time_window(weights: Floats, top_k: int) -> tuple[Floats, Floats]:
-    """Log times between which the K-th arrival surely lies: 1e-9 arrivals missed at either end."""
-    return _log_time_of(weights, top_k, early=True), _log_time_of(weights, top_k, early=False)
-
-
-def _log_time_of(weights: Floats, top_k: int, early: bool) -> Floats:
-    """The log time at which P(at least K arrived) is about 1e-9 (early) or 1 - 1e-9 (late), by Chernoff's bound."""
-    target = np.log(1e-9)
-    low, high = np.full(len(weights), -60.0), np.full(len(weights), 60.0)
+    """Log times between which the K-th arrival surely lies: 1e-9 of probability is missed at either end."""
     positive = np.where(weights > 0, weights, np.nan)
-    low = np.minimum(low, -np.log(np.nanmax(positive, axis=1)) - 60.0)
-    high = np.maximum(high, -np.log(np.nanmin(positive, axis=1)) + 10.0)
-    for _ in range(40):
+    first, last = -np.log(np.nanmax(positive, axis=1)) - 60.0, -np.log(np.nanmin(positive, axis=1)) + 10.0
+    start = _first_time(weights, first, last, lambda q: _log_of_k_arrived(q, top_k) > _LOG_MISSED)
+    n_positive = (weights > 0).sum(axis=1)
+    end = _first_time(weights, start, last, lambda q: _log_of_fewer(q, top_k, n_positive) < _LOG_MISSED)
+    return start, end
+
+
+def _first_time(weights: Floats, low: Floats, high: Floats, reached: Callable[[Floats], NDArray[np.bool_]]) -> Floats:
+    """The log time from which on `reached` holds for the arrival probabilities, by bisection."""
+    for _ in range(30):
         mid = (low + high) / 2
-        q = -np.expm1(-weights * np.exp(mid)[:, None])
-        bound = _chernoff(q.sum(axis=1), float(top_k), q)
-        past = (bound > target) if early else (bound < target)
+        past = reached(-np.expm1(-weights * np.exp(mid)[:, None]))
         low, high = np.where(past, low, mid), np.where(past, mid, high)
-    found: Floats = low if early else high
-    return found
+    return high
 
 
-def _chernoff(mean: Floats, k: float, q: Floats) -> Floats:
-    """Log bound of P(N >= K) where the mean is below K and of P(N < K) where it is above."""
-    arrived = k * (1 + np.log(np.maximum(mean, _TINY) / k)) - mean
-    away, away_k = (1 - q).sum(axis=1), q.shape[1] - k + 1
-    # the same bound for the number still away: tight where almost all have arrived
-    missing = away_k * (1 + np.log(np.maximum(away, _TINY) / away_k)) - away
-    bound: Floats = np.minimum(arrived, np.where(away < away_k, missing, 0.0))
+def _log_of_k_arrived(q: Floats, top_k: int) -> Floats:
+    """Chernoff's bound of log P(N >= K)."""
+    return _tail(q.sum(axis=1), float(top_k))
+
+
+def _log_of_fewer(q: Floats, top_k: int, n_positive: NDArray[np.int64]) -> Floats:
+    """Chernoff's bounds of log P(N < K), from those that came and from those that stayed away; the better one."""
+    came = q.sum(axis=1)
+    below = np.where(came > top_k, top_k * (1 + np.log(np.maximum(came, _TINY) / top_k)) - came, 0.0)
+    away = n_positive - came
+    bound: Floats = np.minimum(below, _tail(np.maximum(away, _TINY), n_positive - top_k + 1.0))
+    return bound
+
+
+def _tail(mean: Floats, k: Any) -> Floats:
+    bound: Floats = np.where(mean < k, k * (1 + np.log(np.maximum(mean, _TINY) / k)) - mean, 0.0)
     return bound
 
 
@@ -187,7 +198,7 @@ def weights_from_inclusion(inclusion: Floats, top_k: int, n_rounds: int = 8) -> 
     for _ in range(n_rounds if top_k > 1 else 0):
         got = np.clip(inclusion_from_weights(weights, top_k), 1e-12, 1 - 1e-9)
         weights *= arrival / -np.log1p(-got)
-        if np.max(np.abs(got - target) / target) < 1e-4:
+        if np.max(np.abs(got - target) / (target + 1e-3)) < 1e-3:
             break
     if top_k == 1:
         weights = target

@@ -75,45 +75,60 @@ def draw_layer(
     chosen = law.tables.draw(words.ravel(), None if domains is None else np.tile(domains, k)).reshape(k, n)
     groups = _Groups(law, n) if law.is_limited else None
     if groups is not None:
-        groups.add(chosen[0], np.arange(n))
+        groups.add(chosen[0])
     for j in range(1, k):
         rows = np.flatnonzero(_refused(chosen[:j], chosen[j], groups, None))
-        for _ in range(_ROUNDS):
-            if not rows.size:
-                break
-            again = law.tables.draw(fresh_words((1, rows.size), rng)[0], None if domains is None else domains[rows])
-            chosen[j, rows] = again
-            rows = rows[_refused(chosen[:j, rows], again, groups, rows)]
         if rows.size:
-            chosen[j, rows] = _draw_exactly(law, chosen[:j, rows], groups, rows, rng, domains)
-        if groups is not None:
-            groups.add(chosen[j], np.arange(n))
+            chosen[j, rows] = _redraw(law, chosen[:j], rows, groups, rng, domains)
+        if groups is not None and j + 1 < k:
+            groups.add(chosen[j])
     return chosen
 
 
+def _redraw(
+    law: LayerLaw,
+    before: NDArray[np.int32],
+    rows: NDArray[np.intp],
+    groups: _Groups | None,
+    rng: np.random.Generator,
+    domains: NDArray[np.intp] | None,
+) -> NDArray[np.int32]:
+    """An expert for each of the tokens `rows` that is new to it: fresh words until one is not refused."""
+    out = np.empty(rows.size, np.int32)
+    left = np.arange(rows.size)
+    before = before[:, rows]
+    for _ in range(_ROUNDS):
+        at = rows[left]
+        out[left] = again = law.tables.draw(fresh_words((1, at.size), rng)[0], None if domains is None else domains[at])
+        refused = np.flatnonzero(_refused(before, again, groups, at))
+        left, before = left[refused], before[:, refused]
+        if not left.size:
+            return out
+    out[left] = _draw_exactly(law, before, groups, rows[left], rng, domains)
+    return out
+
+
 class _Groups:
-    """The groups each token has touched so far, as a bit mask, and whether it may touch no others."""
+    """The groups each token has touched so far, as a bit mask, and the groups still open to it."""
 
     def __init__(self, law: LayerLaw, n_tokens: int) -> None:
         n_experts = law.weights.shape[1]
         group = np.arange(n_experts) // (n_experts // law.n_group)
-        self.bit = np.left_shift(np.uint64(1), group.astype(np.uint64))
-        self.limit = law.topk_group
-        self.mask = np.zeros(n_tokens, np.uint64)
-        self.n_seen = np.zeros(n_tokens, np.int16)
-        self.everything = np.uint64(2**law.n_group - 1)
-        self.open = np.full(n_tokens, self.everything)
+        self.bit = np.left_shift(1, group).astype(np.uint16)
+        masks = np.arange(2**law.n_group)
+        n_touched = sum((masks >> g) & 1 for g in range(law.n_group))
+        self.open_of = np.where(n_touched >= law.topk_group, masks, masks[-1]).astype(np.uint16)
+        self.mask = np.zeros(n_tokens, np.uint16)
+        self.open = self.open_of[self.mask]
 
-    def add(self, experts: NDArray[np.int32], rows: NDArray[np.intp]) -> None:
+    def add(self, experts: NDArray[np.int32]) -> None:
         """Note the chosen experts' groups; a token at its limit is closed to all others."""
-        bits = self.bit.take(experts)
-        self.n_seen[rows] += (self.mask[rows] & bits) == 0
-        self.mask[rows] |= bits
-        self.open = np.where(self.n_seen >= self.limit, self.mask, self.everything)
+        self.mask |= self.bit.take(experts)
+        self.open = self.open_of.take(self.mask)
 
     def refuses(self, experts: NDArray[np.int32], rows: NDArray[np.intp] | None) -> NDArray[np.bool_]:
         """Whether an expert's group is closed to its token."""
-        still_open = self.open if rows is None else self.open[rows]
+        still_open = self.open if rows is None else self.open.take(rows)
         closed: NDArray[np.bool_] = (self.bit.take(experts) & still_open) == 0
         return closed
 

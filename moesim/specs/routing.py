@@ -53,7 +53,9 @@ class RoutingSpec(Frozen):
 
     `skew` is the exponent of zipf (0 is uniform), the sigma of lognormal, or the concentration of dirichlet (small is skewed).
     `temporal_repeat` is the extra probability that a token's first choice repeats the previous token's; `layer_coupling`
-    (0..1) is how much a token's choice in one layer tells about the next. `capacity_factor` None means dropless.
+    (0..1) is the probability that a choice is made with the randomness of the layer above. None is a preset's own figure, and
+    zero for all other families. `domain` picks one domain of a preset or trace; None is an even mixture, in which each token
+    draws its domain. `capacity_factor` None means dropless.
     """
 
     family: RouterFamily = RouterFamily.UNIFORM
@@ -62,8 +64,8 @@ class RoutingSpec(Frozen):
     preset: str | None = None
     domain: str | None = None
     trace: str | None = None
-    temporal_repeat: Fraction = 0.0
-    layer_coupling: Fraction = 0.0
+    temporal_repeat: Fraction | None = None
+    layer_coupling: Fraction | None = None
     capacity_factor: float | None = Field(default=None, gt=0)
     placement: PlacementSpec = PlacementSpec()
 
