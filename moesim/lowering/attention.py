@@ -35,7 +35,7 @@ def _gqa(ctx: Context, a: GqaAttention) -> list[Op]:
     heads = a.n_heads / tp
     kv_heads = max(1.0, a.n_kv_heads / tp)
     n_q = heads * (a.head_dim + (a.v_head_dim if a.output_gate else 0))
-    n_kv = kv_heads * (a.head_dim + (0 if a.k_is_v else a.v_head_dim))
+    n_kv = 0.0 if a.reuses_kv else kv_heads * (a.head_dim + (0 if a.k_is_v else a.v_head_dim))
     ops = [
         gemm(ctx, "qkv_proj", t, n_q + n_kv, ctx.hidden, storage, GROUP),
         elementwise(ctx, "rope_and_cache", t, (heads + 2 * kv_heads) * a.head_dim, GROUP),

@@ -35,7 +35,7 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
     gathers = p.dp_size * p.cp_size > 1 and p.ep_size == 1
     ops = [
         elementwise(ctx, "ffn_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0),
-        *_route(ctx, ffn, travels),
+        *_route(ctx, load, travels),
         *_shared(ctx, ffn, "dispatch" if travels else None),
     ]
     if travels:
@@ -47,11 +47,7 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
         ops.append(_exchange(ctx, "combine", OpKind.COMBINE, load))
     elif gathers:
         ops.append(_gather(ctx, "expert_reduce_scatter", OpKind.REDUCE_SCATTER, p.n_stage_ranks))
-    ops.append(
-        elementwise(
-            ctx, "unpermute", _own_tokens(ctx, travels), ctx.hidden, "permute", reads=float(ffn.num_experts_per_tok)
-        )
-    )
+    ops.append(elementwise(ctx, "unpermute", _own_tokens(ctx, travels), ctx.hidden, "permute", reads=load.top_k))
     if not travels and not gathers:
         return ops + _tensor_reduce(ctx, "ffn_all_reduce")
     if p.tp_size > 1:
@@ -82,9 +78,9 @@ def _own_tokens(ctx: Context, travels: bool) -> Num:
     return ctx.tokens / ctx.parallel.tp_size if travels else ctx.tokens
 
 
-def _route(ctx: Context, ffn: MoeFfn, travels: bool) -> list[Op]:
+def _route(ctx: Context, load: MoeLoad, travels: bool) -> list[Op]:
     own = _own_tokens(ctx, travels)
-    n_experts, top_k = float(ffn.n_routed_experts), float(ffn.num_experts_per_tok)
+    n_experts, top_k = load.n_experts, load.top_k
     return [
         gemm(ctx, "router", own, n_experts, ctx.hidden, ctx.model.storage.router, "router"),
         elementwise(ctx, "top_k", own, n_experts, "router", reads=2.0),
@@ -103,11 +99,11 @@ def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
     read = weight + load.n_assignments * (d * act + width * act)
     write = load.n_assignments * (d * 2.0 + width * ((n_mats - 1.0) * 2.0))
     work = Work(load.n_padded * (2.0 * n_mats * d * width), read, write)
-    n_local = (ffn.n_routed_experts + ctx.parallel.redundant_experts) / ctx.parallel.ep_size
+    n_local = load.n_slots / ctx.parallel.ep_size
     shape = MoeShape(
         n_tokens=ctx.step.n_tokens, n_assignments=load.n_assignments, n_padded=load.n_padded, n_experts_hit=load.n_experts_hit,
         max_expert_tokens=load.max_expert_tokens, n_local_experts=n_local, hidden_size=d, inter_size=width,
-        top_k=float(ffn.num_experts_per_tok), gated=ffn.gated,
+        top_k=load.top_k, gated=ffn.gated,
     )  # fmt: skip
     return Op(
         "experts",

@@ -46,9 +46,13 @@ class ExpertLayout:
 class MoeLoad:
     """What reached each rank, per MoE layer: shape [..., L, R], or [..., L, 1] for the expected bottleneck.
 
-    `*_copies` are token vectors that leave or enter a rank through scale-up ports and NICs.
+    `n_experts`, `n_slots` (replicas counted) and `top_k` are what was routed over; `*_copies` are token vectors that leave or
+    enter a rank through scale-up ports and NICs.
     """
 
+    n_experts: Num
+    n_slots: Num
+    top_k: Num
     n_assignments: Num
     n_padded: Num
     n_experts_hit: Num
@@ -58,7 +62,6 @@ class MoeLoad:
     nic_out_copies: Num
     nic_in_copies: Num
     counts: NDArray[np.int64] | None = None
-    n_dropped: float = 0.0
 
 
 def tile_rows(mean_tokens: Num) -> Num:
@@ -72,7 +75,7 @@ def tile_rows(mean_tokens: Num) -> Num:
 
 
 def drawn_load(
-    counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout
+    counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout, top_k: int
 ) -> MoeLoad:
     """Load of every rank from sampled counts.
 
@@ -81,6 +84,7 @@ def drawn_load(
         tokens_per_rank: [S] tokens that start on each source rank.
         placement: slots of experts on expert ranks; replicas share an expert's load evenly.
         layout: ranks and domains.
+        top_k: K.
     """
     per_expert = counts.sum(axis=1)
     slot_tokens = placement.slot_loads(per_expert)
@@ -93,6 +97,7 @@ def drawn_load(
     spread = layout.etp_size
     traffic = _traffic(counts, tokens_per_rank, placement, layout)
     return MoeLoad(
+        n_experts=float(placement.n_experts), n_slots=float(placement.n_slots), top_k=float(top_k),
         n_assignments=np.repeat(assignments, spread, axis=1),
         n_padded=np.repeat(padded, spread, axis=1),
         n_experts_hit=np.repeat(hit, spread, axis=1),
@@ -185,13 +190,18 @@ def expected_load(
     hit = np.matmul(chance[..., None, :], (share > 0).astype(float))[..., 0, :].max(axis=-1, keepdims=True)
     peak = (t * p).max(axis=-1, keepdims=True)
     source = np.asarray(source_tokens, dtype=float)[..., None, None]
-    return _with_traffic(worst, hit, peak, False, t, source, placement.n_slots, top_k, layout)
+    sizes = (float(placement.n_experts), float(placement.n_slots), top_k)
+    return _with_traffic(worst, hit, peak, False, t, source, sizes, layout)
 
 
 def uniform_load(
-    tokens: Num, n_experts: Num, top_k: Num, layout: ExpertLayout, source_tokens: Num, *, balanced: bool
-) -> MoeLoad:
-    """`expected_load` for equal popularity, without a router: any of tokens, experts and top-k may be arrays."""
+    tokens: Num, n_experts: Num, top_k: Num, layout: ExpertLayout, source_tokens: Num, *,
+    balanced: bool, rank_imbalance_ratio: Num | None = None,
+) -> MoeLoad:  # fmt: skip
+    """`expected_load` for equal popularity, without a router: tokens, experts, top-k and imbalance may be arrays.
+
+    `rank_imbalance_ratio` puts the fullest rank at that multiple of the mean instead of what chance makes of it.
+    """
     p = top_k / n_experts
     per_rank = n_experts / layout.ep_size
     mean = tokens * top_k / layout.ep_size
@@ -201,8 +211,10 @@ def uniform_load(
     else:
         hit = per_rank * _chance_hit(p, tokens)
         worst = mean + _sqrt(mean * (1.0 - p)) * normal_max(layout.ep_size)
+    if rank_imbalance_ratio is not None:
+        worst = mean * rank_imbalance_ratio
     peak = tokens * p if balanced else tokens * p + _sqrt(tokens * p * (1.0 - p)) * 2.0
-    return _with_traffic(worst, hit, peak, balanced, tokens, source_tokens, n_experts, top_k, layout)
+    return _with_traffic(worst, hit, peak, balanced, tokens, source_tokens, (n_experts, n_experts, top_k), layout)
 
 
 def _with_traffic(
@@ -212,17 +224,18 @@ def _with_traffic(
     balanced: bool,
     tokens: Num,
     source_tokens: Num,
-    n_slots: Num,
-    top_k: Num,
+    sizes: tuple[Num, Num, Num],
     layout: ExpertLayout,
 ) -> MoeLoad:
+    """Padding and traffic of the fullest rank; `sizes` are experts, slots and K."""
+    _, n_slots, top_k = sizes
     per_hit = worst / _at_least(hit, 1e-9)
     tile = tile_rows(per_hit)
     tiles = _ceil(per_hit / tile - 1e-9) if balanced else _at_least(per_hit / tile + 0.5, 1.0)
     padded = hit * tiles * tile
     up, nic_out, nic_in, up_extra = _expected_copies(source_tokens, n_slots, top_k, layout)
     skew = worst * layout.ep_size / _at_least(tokens * top_k, 1e-9)
-    return MoeLoad(worst, padded, hit, peak, up + up_extra, up * skew + up_extra, nic_out, nic_in * skew)
+    return MoeLoad(*sizes, worst, padded, hit, peak, up + up_extra, up * skew + up_extra, nic_out, nic_in * skew)
 
 
 def _expected_copies(source_tokens: Num, n_slots: Num, top_k: Num, layout: ExpertLayout) -> tuple[Num, Num, Num, Num]:

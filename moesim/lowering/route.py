@@ -58,7 +58,7 @@ class Routed:
         """Load of every rank from `draw`."""
         tokens = tokens_per_source(float(step.n_tokens), layout).astype(float)
         of_layers = counts[_key(ffn)][self.rows(ffn, indices)]
-        return drawn_load(of_layers, tokens, self._placement(ffn, indices), layout)
+        return drawn_load(of_layers, tokens, self._placement(ffn, indices), layout, ffn.num_experts_per_tok)
 
     def _placement(self, ffn: MoeFfn, indices: tuple[int, ...]) -> Placement:
         whole = self.placements[_key(ffn)]

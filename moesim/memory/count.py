@@ -21,7 +21,15 @@ from moesim.specs.model import (
 )
 from moesim.specs.parallel import ParallelSpec
 
-__all__ = ["MemoryBytes", "Serving", "WeightBytes", "kv_bytes_per_sequence", "rank_memory", "rank_weights", "stage_layers"]
+__all__ = [
+    "MemoryBytes",
+    "Serving",
+    "WeightBytes",
+    "kv_bytes_per_sequence",
+    "rank_memory",
+    "rank_weights",
+    "stage_layers",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,9 @@ def stage_layers(n_layers: int, pp_size: int) -> list[range]:
     return [range(a, b) for a, b in zip(starts, starts[1:], strict=False)]
 
 
-def rank_weights(model: ModelSpec, parallel: ParallelSpec, layers: Sequence[int], *, first: bool, last: bool) -> WeightBytes:
+def rank_weights(
+    model: ModelSpec, parallel: ParallelSpec, layers: Sequence[int], *, first: bool, last: bool
+) -> WeightBytes:
     """Weights of a rank of the stage that holds `layers`; the first stage adds the embedding, the last the head."""
     storage, tp = model.storage, parallel.tp_size
     total = WeightBytes()
@@ -128,7 +138,9 @@ def _layer_weights(model: ModelSpec, parallel: ParallelSpec, layer: LayerSpec) -
         experts = n_slots * ffn.expert_params(d) / parallel.etp_size
         return result + WeightBytes(
             routed_experts=experts * s.routed_experts.bytes_per_element,
-            shared_experts=(ffn.shared_params(d) + ffn.extra_params) / parallel.tp_size * s.shared_experts.bytes_per_element,
+            shared_experts=(ffn.shared_params(d) + ffn.extra_params)
+            / parallel.tp_size
+            * s.shared_experts.bytes_per_element,
             router=ffn.router_params(d) * s.router.bytes_per_element,
         )
     return result
@@ -139,6 +151,7 @@ def _attention_params(attention: Attention, hidden_size: int, tp: int) -> float:
     whole = attention.n_params(hidden_size)
     if isinstance(attention, GqaAttention):
         kv_width = attention.head_dim + (0 if attention.k_is_v else attention.v_head_dim)
+        kv_width = 0 if attention.reuses_kv else kv_width
         kv = hidden_size * attention.n_kv_heads * kv_width
         kv_rank = hidden_size * max(1.0, attention.n_kv_heads / tp) * kv_width
         return (whole - kv - attention.extra_params) / tp + kv_rank + attention.extra_params
@@ -168,7 +181,7 @@ def kv_bytes_per_sequence(
         for attention in (layer.attention, layer.cross_attention):
             if isinstance(attention, LinearAttention):
                 total += attention.state_elements / parallel.tp_size * 4.0
-            elif isinstance(attention, GqaAttention):
+            elif isinstance(attention, GqaAttention) and not attention.reuses_kv:
                 kept = context if attention.sliding_window is None else min(context, attention.sliding_window)
                 heads = max(1.0, attention.n_kv_heads / parallel.tp_size)
                 width = attention.head_dim + attention.v_head_dim
@@ -194,7 +207,14 @@ def rank_memory(model: ModelSpec, parallel: ParallelSpec, serving: Serving, capa
 
 
 def _stage_memory(
-    model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity_bytes: float, layers: range, *, first: bool, last: bool
+    model: ModelSpec,
+    parallel: ParallelSpec,
+    serving: Serving,
+    capacity_bytes: float,
+    layers: range,
+    *,
+    first: bool,
+    last: bool,
 ) -> MemoryBytes:
     sequences = ceil(serving.batch / parallel.dp_size)
     per_sequence = kv_bytes_per_sequence(model, parallel, serving.context, layers, serving.kv_block_tokens)

@@ -54,7 +54,9 @@ class MemoryReport:
         return f"needs {need:.1f} GB per rank, {have:.1f} GB there, {self.gap_bytes / 1e9:.1f} GB short{remedy}"
 
 
-def check_memory(model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity_bytes: float, *, explain: bool = True) -> MemoryReport:
+def check_memory(
+    model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity_bytes: float, *, explain: bool = True
+) -> MemoryReport:
     """Count memory and compare with the capacity of a rank.
 
     Args:
@@ -78,7 +80,11 @@ def check_memory(model: ModelSpec, parallel: ParallelSpec, serving: Serving, cap
         kv_capacity_tokens=n_sequences * serving.context,
         max_sequences=n_sequences,
     )
-    return report if fits or not explain else replace(report, remedies=_remedies(model, parallel, serving, capacity_bytes, report))
+    return (
+        report
+        if fits or not explain
+        else replace(report, remedies=_remedies(model, parallel, serving, capacity_bytes, report))
+    )
 
 
 def _fullest_kv(model: ModelSpec, parallel: ParallelSpec, serving: Serving) -> float:
@@ -129,7 +135,9 @@ def _longest_context(model: ModelSpec, parallel: ParallelSpec, serving: Serving,
     return low - low % 16 if low >= 16 else None
 
 
-def _larger_split(model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity_bytes: float) -> ParallelSpec | None:
+def _larger_split(
+    model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity_bytes: float
+) -> ParallelSpec | None:
     """The first doubling of the split that fits: more tensor (and expert) ranks, then more pipeline stages."""
     for factor in (2, 4, 8, 16, 32, 64):
         for update in _growths(parallel, factor):
