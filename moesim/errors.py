@@ -59,12 +59,12 @@ class InputError(MoesimError):
             detail.append(f"got {_short(self.value)}")
         if self.allowed is not None:
             detail.append(f"allowed: {self.allowed}")
-        text = ": ".join(part for part in (where, self.field or "", self.problem) if part)
+        text = ": ".join(part for part in (where, _clip(self.field or "", 120), self.problem) if part)
         if detail:
             text += f" ({'; '.join(detail)})"
         if self.hint is not None:
             text += f"; {self.hint}"
-        return " ".join(text.split())
+        return _printable(" ".join(text.split()))
 
     def at(self, file: str | None = None, line: int | None = None, field: str | None = None) -> InputError:
         """The same error with the place filled in where it was not known yet."""
@@ -113,5 +113,17 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> Sequence[str]:
 
 
 def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    if isinstance(value, str):
+        value = value[: limit + 1]
+    elif isinstance(value, int) and abs(value) >= 10**limit:
+        return f"a number of more than {limit} digits"
+    return _clip(repr(value), limit)
+
+
+def _clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _printable(text: str) -> str:
+    """Escape what would move the cursor, or could not be encoded."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -15,10 +15,13 @@ __all__ = [
     "Bytes",
     "BytesPerS",
     "Count",
+    "Flag",
     "FlopPerS",
     "Fraction",
     "Frozen",
     "Hertz",
+    "Natural",
+    "Number",
     "Origin",
     "Seconds",
     "Source",
@@ -58,8 +61,12 @@ Seconds = Annotated[float, _quantity(units.SECONDS), _NonNegative]
 Hertz = Annotated[float, _quantity(units.HERTZ), _NonNegative]
 Watts = Annotated[float, _quantity(units.WATTS), _NonNegative]
 UsdPerH = Annotated[float, _quantity(units.USD_PER_H), _NonNegative]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+#: Whole numbers and plain numbers as they are: no text, no true or false, no 2.0 for 2, nothing that would overflow later.
+Count = Annotated[int, Field(ge=1, le=10**12, strict=True)]
+Natural = Annotated[int, Field(ge=0, le=10**12, strict=True)]
+Number = Annotated[float, Field(strict=True)]
+Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 
 
 class Origin(StrEnum):

@@ -12,9 +12,10 @@ from pydantic import Field
 
 from moesim.errors import CatalogError, InputError, nearest
 from moesim.specs import hf
-from moesim.specs.base import Frozen, Sourced
+from moesim.specs.base import Frozen, Number, Sourced
 from moesim.specs.hardware import ClusterSpec, DeviceSpec, Hardware, LinkSpec
-from moesim.specs.load import read_json, read_yaml, validate
+from moesim.specs.json_text import line_of_field
+from moesim.specs.load import line_of, read_json, read_text, read_yaml, validate
 from moesim.specs.model import ModelSpec
 
 __all__ = [
@@ -42,8 +43,8 @@ _FOLDERS = {
 class Published(Frozen):
     """Parameter totals as the model's makers publish them."""
 
-    n_params: float | None = Field(default=None, gt=0)
-    n_active_params: float | None = Field(default=None, gt=0)
+    n_params: Number | None = Field(default=None, gt=0)
+    n_active_params: Number | None = Field(default=None, gt=0)
 
 
 class ModelCard(Sourced):
@@ -158,7 +159,17 @@ def load_model(name: str) -> ModelSpec:
             return hf.import_config(read_json(path), name=stem)
         return load_card(name).model_spec()
     except InputError as error:
-        raise error.at(file=str(path)) from None
+        raise _placed(error, path) from None
+
+
+def _placed(error: InputError, path: Path) -> InputError:
+    """The error of an importer with the file, and the line of the key it names."""
+    if error.line is None and error.field is not None:
+        keys = error.field.split(".")
+        if path.suffix == ".json":
+            return error.at(str(path), line_of_field(read_text(path), keys))
+        return error.at(str(path), line_of(read_yaml(path), ["config", *keys]))
+    return error.at(str(path))
 
 
 @lru_cache(maxsize=512)

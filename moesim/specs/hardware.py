@@ -7,7 +7,20 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from moesim.specs.base import Bytes, BytesPerS, Count, FlopPerS, Frozen, Hertz, Origin, Seconds, Sourced, UsdPerH, Watts, weakest
+from moesim.specs.base import (
+    Bytes,
+    BytesPerS,
+    Count,
+    FlopPerS,
+    Frozen,
+    Hertz,
+    Origin,
+    Seconds,
+    Sourced,
+    UsdPerH,
+    Watts,
+    weakest,
+)
 from moesim.specs.dtypes import ARITHMETIC, Dtype
 
 __all__ = ["ClusterSpec", "DeviceSpec", "Hardware", "LinkKind", "LinkSpec", "PeakFlops", "Topology"]
@@ -46,7 +59,7 @@ class DeviceSpec(Sourced):
 
     name: str
     vendor: str
-    year: int = Field(ge=2000, le=2100)
+    year: int = Field(ge=2000, le=2100, strict=True)
     form: str
     aliases: tuple[str, ...] = ()
     memory_bytes: Bytes

@@ -4,37 +4,43 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from moesim.errors import InputError, nearest
+from moesim.specs.json_text import first_duplicate, first_literal
+from moesim.specs.yaml_text import MAX_INT, LinedList, LinedMap, parse_yaml
 
 __all__ = ["line_of", "read_json", "read_text", "read_yaml", "to_input_error", "validate"]
 
 Spec = TypeVar("Spec", bound=BaseModel)
-MAX_FILE_BYTES = 64 * 2**20
+
+#: YAML is written by people and slow to parse; JSON may be a run's record.
+MAX_YAML_BYTES, MAX_JSON_BYTES = 2 * 2**20, 256 * 2**20
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
     """The text of a file.
 
     Raises:
-        InputError: missing, a directory, unreadable, too large, or not UTF-8.
+        InputError: missing, not a regular file, unreadable, too large, or not UTF-8.
     """
     file = str(path)
     try:
         if path.is_dir():
             raise InputError("is a directory where a file is meant", file=file, hint="name a file inside it")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"is larger than {MAX_FILE_BYTES // 2**20} MiB", file=file)
-        return path.read_text(encoding="utf-8")
+        size = path.stat().st_size
+        if not path.is_file():
+            raise InputError("is not a regular file", file=file, hint="save what it holds to a file first")
+        if size > max_bytes:
+            raise InputError(
+                "is too large", file=file, value=f"{size / 2**20:.1f} MiB", allowed=f"{max_bytes // 2**20} MiB"
+            )
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError("no such file", file=file, hint="check the path") from None
     except UnicodeDecodeError as error:
@@ -44,26 +50,19 @@ def read_text(path: Path) -> str:
         raise InputError(f"cannot be read: {reason}", file=file) from None
 
 
-def read_yaml(path: Path) -> CommentedMap:
-    """The mapping in a YAML file, with line numbers kept; duplicate keys and several documents are refused.
+def read_yaml(path: Path) -> LinedMap:
+    """The mapping in a YAML file, with line numbers kept.
 
     Raises:
         InputError: not readable, not YAML, or not a mapping at the top.
     """
-    text = read_text(path)
     file = str(path)
-    try:
-        data = YAML(typ="rt", pure=True).load(text)
-    except DuplicateKeyError as error:
-        key = str(error.problem).split('"')[1] if '"' in str(error.problem) else None
-        raise InputError("key stands twice", file=file, line=_mark_line(error), field=key, hint="remove one") from None
-    except MarkedYAMLError as error:
-        problem = f"is not valid YAML: {error.problem or error.context}"
-        raise InputError(problem, file=file, line=_mark_line(error)) from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"is not valid YAML: {_first_line(error)}", file=file) from None
-    if not isinstance(data, CommentedMap):
-        raise InputError("must be a mapping of fields", file=file, line=1, value=data)
+    data = parse_yaml(read_text(path, MAX_YAML_BYTES), file)
+    if data is None:
+        raise InputError("is empty", file=file, line=1, hint="a mapping of fields is needed")
+    if not isinstance(data, LinedMap):
+        kind = "a list" if isinstance(data, list) else "a single value"
+        raise InputError(f"is {kind}, not a mapping of fields", file=file, line=1)
     return data
 
 
@@ -75,27 +74,41 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     text, file = read_text(path), str(path)
 
+    def wrong(problem: str, literal: str, allowed: str | None = None) -> InputError:
+        field, line = first_literal(text, literal) or (None, None)
+        return InputError(problem, file, line, field, literal, allowed)
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise InputError("key stands twice", file=file, field=key, hint="remove one")
-            result[key] = value
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            field, line = first_duplicate(text) or (None, None)
+            raise InputError("key stands twice", file, line, field, hint="remove one")
         return result
 
-    def refuse(constant: str) -> Any:
-        raise InputError("must be a finite number", file=file, value=constant)
+    def refuse(literal: str) -> Any:
+        raise wrong("must be a finite number", literal)
+
+    def number(literal: str) -> float:
+        return value if math.isfinite(value := float(literal)) else refuse(literal)
+
+    def whole(literal: str) -> int:
+        if len(literal) > len(str(MAX_INT)) + 1 or abs(int(literal)) > MAX_INT:
+            raise wrong("is too large a number", literal, f"up to {MAX_INT}")
+        return int(literal)
 
     try:
-        data = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        data = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=number, parse_int=whole)
     except json.JSONDecodeError as error:
-        ends = error.pos >= len(text.rstrip()) - 1
-        hint = "the file seems cut off" if ends else None
+        if not text.strip():
+            raise InputError("is empty", file=file, line=1, hint="a JSON object is needed") from None
+        cut_off = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated string")
+        hint = "the file seems cut off" if cut_off else None
         raise InputError(f"is not valid JSON: {error.msg}", file=file, line=error.lineno, hint=hint) from None
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"is not valid JSON: {_first_line(error)}", file=file) from None
+    except RecursionError:
+        raise InputError("is not valid JSON: nested too deeply", file=file) from None
     if not isinstance(data, dict):
-        raise InputError("must be an object of fields", file=file, line=1, value=data)
+        kind = "a list" if isinstance(data, list) else "a single value"
+        raise InputError(f"is {kind}, not an object of fields", file=file, line=1)
     return data
 
 
@@ -113,47 +126,62 @@ def validate(spec_type: type[Spec], data: Mapping[str, Any], file: str | None = 
 
 def to_input_error(error: ValidationError, spec_type: type[BaseModel], data: Any, file: str | None) -> InputError:
     """The first problem pydantic found, as one line for the user."""
-    first = error.errors(include_url=False)[0]
-    loc = tuple(part for part in first["loc"] if not _is_union_tag(part, data))
-    field = ".".join(str(part) for part in loc) or None
-    extra = len(error.errors()) - 1
-    hint = f"and {extra} more problem{'s' if extra > 1 else ''} in this file" if extra else None
-    value = first.get("input")
-    kind = first["type"]
+    problems = error.errors(include_url=False)
+    first, extra = problems[0], len(problems) - 1
+    loc = tuple(part for part in first["loc"] if not _is_union_tag(part))
+    more = f"and {extra} more problem{'s' if extra > 1 else ''} in this file" if extra else None
+    value, kind = first.get("input"), first["type"]
     if kind == "extra_forbidden":
         known = _known_fields(spec_type, loc[:-1])
         close = nearest(str(loc[-1]), known)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
-        return InputError("unknown key", file, line_of(data, loc), field, None, None, hint)
+        return InputError("unknown key", file, line_of(data, loc), _dotted(loc), None, None, hint)
     if kind == "missing":
-        return InputError("is missing", file, line_of(data, loc[:-1]), field, None, None, hint)
+        return InputError("is missing", file, line_of(data, loc[:-1]), _dotted(loc), None, None, more)
+    if value is None and loc and _has(data, loc):
+        return InputError("has no value", file, line_of(data, loc), _dotted(loc), None, None, more)
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    shown = None if kind == "value_error" or isinstance(value, dict | list | CommentedMap | CommentedSeq) else value
-    return InputError(message, file, line_of(data, loc), field, shown, None, hint)
+    if kind == "enum":
+        words = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
+        close = nearest(str(value), words)
+        more = f"did you mean {close[0]!r}?" if close else more
+    if kind == "value_error" and (named := re.match(r"([a-z_][\w.]*): (.*)", message, re.DOTALL)):
+        # A check over several fields says itself which one it means.
+        inner = tuple(int(p) if p.isdigit() else p for p in named[1].split("."))
+        if inner[0] in _known_fields(spec_type, loc):
+            loc, message = (*loc, *inner), named[2]
+    shown = None if kind == "value_error" or isinstance(value, dict | list | tuple) else value
+    return InputError(message, file, line_of(data, loc), _dotted(loc), shown, None, more)
 
 
-def line_of(data: Any, loc: tuple[int | str, ...]) -> int | None:
+def line_of(data: Any, loc: Sequence[int | str]) -> int | None:
     """The 1-based line of a field in data read by `read_yaml`, or of the nearest thing above it."""
-    line: int | None = None
-    node = data
+    node, line = data, data.line if isinstance(data, LinedMap) else None
     for part in loc:
-        try:
-            if isinstance(node, CommentedMap) and part in node:
-                line = node.lc.key(part)[0] + 1
-                node = node[part]
-            elif isinstance(node, CommentedSeq) and isinstance(part, int):
-                line = node.lc.item(part)[0] + 1
-                node = node[part]
-            else:
-                break
-        except (KeyError, IndexError, AttributeError, TypeError):
+        if isinstance(node, LinedMap) and part in node.lines:
+            line = node.lines[str(part)]
+        elif isinstance(node, LinedList) and isinstance(part, int) and 0 <= part < len(node):
+            line = node.lines[part]
+        else:
             break
-    if line is None and isinstance(data, CommentedMap):
-        line = data.lc.line + 1
+        node = node[part]
     return line
 
 
-def _is_union_tag(part: int | str, data: Any) -> bool:
+def _has(data: Any, loc: Sequence[int | str]) -> bool:
+    for part in loc:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+def _dotted(loc: Sequence[int | str]) -> str | None:
+    return ".".join(str(part) for part in loc) or None
+
+
+def _is_union_tag(part: int | str) -> bool:
     return isinstance(part, str) and part.startswith(("function-", "tagged-union"))
 
 
@@ -180,25 +208,9 @@ def _model_inside(annotation: Any) -> type[BaseModel] | None:
 
 
 def _plain(node: Any) -> Any:
-    """Plain containers and scalars, so that no YAML class leaks into specs."""
+    """Plain containers and scalars, so that no class of the reader leaks into specs."""
     if isinstance(node, Mapping):
         return {str(k): _plain(v) for k, v in node.items()}
     if isinstance(node, list | tuple):
         return [_plain(v) for v in node]
-    if isinstance(node, bool) or node is None:
-        return node
-    if isinstance(node, int):
-        return int(node)
-    if isinstance(node, float):
-        return float(node) if math.isfinite(node) else node
-    return str(node)
-
-
-def _mark_line(error: MarkedYAMLError) -> int | None:
-    mark = error.problem_mark or error.context_mark
-    return None if mark is None else int(mark.line) + 1
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    return node

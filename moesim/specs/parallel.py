@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from moesim.errors import ParallelError
-from moesim.specs.base import Count, Frozen
+from moesim.specs.base import Count, Frozen, Natural
 from moesim.specs.model import GqaAttention, MlaAttention, ModelSpec, MoeFfn
 
 __all__ = ["ParallelSpec"]
@@ -25,7 +23,7 @@ class ParallelSpec(Frozen):
     cp_size: Count = 1
     pp_size: Count = 1
     ep_size: Count = 1
-    redundant_experts: int = Field(default=0, ge=0)
+    redundant_experts: Natural = 0
 
     @property
     def n_stage_ranks(self) -> int:
@@ -45,7 +43,13 @@ class ParallelSpec(Frozen):
     @property
     def label(self) -> str:
         """Short text such as ``TP8``, ``DP8 EP8`` or ``TP2 PP2``."""
-        sizes = (("TP", self.tp_size), ("CP", self.cp_size), ("DP", self.dp_size), ("EP", self.ep_size), ("PP", self.pp_size))
+        sizes = (
+            ("TP", self.tp_size),
+            ("CP", self.cp_size),
+            ("DP", self.dp_size),
+            ("EP", self.ep_size),
+            ("PP", self.pp_size),
+        )
         return " ".join(f"{name}{size}" for name, size in sizes if size > 1) or "1 GPU"
 
     def check(self, model: ModelSpec) -> None:

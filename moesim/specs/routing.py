@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from moesim.specs.base import Fraction, Frozen
+from moesim.specs.base import Fraction, Frozen, Natural, Number
 
 __all__ = ["PlacementKind", "PlacementSpec", "RouterFamily", "RoutingSpec"]
 
@@ -39,7 +39,7 @@ class PlacementSpec(Frozen):
     """Which rank holds which expert. `given` lists, per rank, the experts in its slots (the same for every layer)."""
 
     kind: PlacementKind = PlacementKind.CONTIGUOUS
-    given: tuple[tuple[int, ...], ...] | None = None
+    given: tuple[tuple[Natural, ...], ...] | None = None
 
     @model_validator(mode="after")
     def _given_matches_kind(self) -> Self:
@@ -59,14 +59,14 @@ class RoutingSpec(Frozen):
     """
 
     family: RouterFamily = RouterFamily.UNIFORM
-    skew: float | None = Field(default=None, gt=0)
-    popularity: tuple[float, ...] | None = None
+    skew: Number | None = Field(default=None, gt=0)
+    popularity: tuple[Number, ...] | None = None
     preset: str | None = None
     domain: str | None = None
     trace: str | None = None
     temporal_repeat: Fraction | None = None
     layer_coupling: Fraction | None = None
-    capacity_factor: float | None = Field(default=None, gt=0)
+    capacity_factor: Number | None = Field(default=None, gt=0)
     placement: PlacementSpec = PlacementSpec()
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from moesim.specs.base import Count, Frozen
+from moesim.specs.base import Count, Flag, Frozen, Natural, Number
 from moesim.specs.dtypes import Dtype
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import RoutingSpec
@@ -71,10 +71,10 @@ class SystemSpec(Frozen):
     parallel: ParallelSpec = ParallelSpec()
     routing: RoutingSpec | None = None
     n_members: Count = 1
-    member_skew: float = Field(default=0.0, ge=0)
+    member_skew: Number = Field(default=0.0, ge=0)
     weight_dtype: Dtype | None = None
     kv_dtype: Dtype | None = None
-    overlap: bool = False
+    overlap: Flag = False
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> Self:
@@ -106,8 +106,8 @@ class ScenarioSpec(Frozen):
     workload: WorkloadSpec
     comparison: ComparisonSpec = ComparisonSpec()
     engine: Engine = Engine.FLOW
-    seed: int = Field(default=0, ge=0)
-    is_assumption: bool = False
+    seed: Natural = 0
+    is_assumption: Flag = False
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from moesim.specs.base import Count, Frozen
+from moesim.specs.base import Count, Frozen, Natural
 
 __all__ = ["WorkloadSpec"]
 
@@ -21,7 +21,7 @@ class WorkloadSpec(Frozen):
     input_tokens: Count
     output_tokens: Count
     concurrency: tuple[Count, ...] = Field(default=(1, 4, 16, 64, 256), min_length=1)
-    cached_prefix_tokens: int = Field(default=0, ge=0)
+    cached_prefix_tokens: Natural = 0
     max_pass_tokens: Count = 8192
 
     @model_validator(mode="after")
