@@ -1,0 +1,142 @@
+"""Break-even maps: how the cost ratio runs along an input, and where it crosses 1."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from moesim.report.colours import stand_in, system_colour
+from moesim.report.document import FigureBlock
+from moesim.report.figures_cost import MARKERS
+from moesim.report.svg import drawing, log_axis, to_svg
+from moesim.report.text import compact, number, short_name
+from moesim.study.results import FlipCurve, RunResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["AXIS_WORDS", "axis_value", "break_even", "crossings_of"]
+
+#: What an axis is called.
+AXIS_WORDS = {
+    "concurrency": "requests in flight", "context": "context length", "n_experts": "number of experts",
+    "top_k": "experts per token", "link_bandwidth": "link bandwidth",
+}  # fmt: skip
+
+
+def break_even(result: RunResult) -> list[FigureBlock]:
+    """One figure per axis and reference, with a line for each other system."""
+    groups: dict[tuple[str, str], list[FlipCurve]] = {}
+    for curve in result.flips:
+        groups.setdefault((curve.axis.value, curve.reference), []).append(curve)
+    return [_figure(result, i, curves) for i, curves in enumerate(groups.values())]
+
+
+def crossings_of(x: tuple[float, ...], ratio: tuple[float | None, ...]) -> list[float]:
+    """Where a ratio crosses 1, by interpolation between logarithms.
+
+    >>> [round(c, 3) for c in crossings_of((1.0, 4.0), (0.5, 2.0))]
+    [2.0]
+    """
+    found = []
+    pairs = list(zip(x, ratio, strict=True))
+    for (x0, r0), (x1, r1) in pairwise(pairs):
+        if r0 is None or r1 is None or r0 <= 0 or r1 <= 0:
+            continue
+        a, b = math.log(r0), math.log(r1)
+        if a * b < 0:
+            t = a / (a - b)
+            found.append(math.exp(math.log(x0) + t * (math.log(x1) - math.log(x0))) if x0 > 0 else x0 + t * (x1 - x0))
+    return found
+
+
+def axis_value(x: float, unit: str) -> str:
+    """A value of an axis with its unit.
+
+    >>> axis_value(450e9, "B/s"), axis_value(10281.0, "tokens")
+    ('450 GB/s', '10,281 tokens')
+    """
+    if unit == "B/s":
+        return f"{number(x / 1e9)} GB/s"
+    return f"{x:,.0f} {unit}".strip() if x >= 100 else f"{number(x, 2)} {unit}".strip()
+
+
+def _figure(result: RunResult, index: int, curves: list[FlipCurve]) -> FigureBlock:
+    axis, reference = curves[0].axis.value, curves[0].reference
+    words = AXIS_WORDS.get(axis, axis.replace("_", " "))
+    title = f"Break-even of {reference} over {words}"
+    factor = 1e9 if curves[0].unit == "B/s" else 1.0
+    unit = "GB/s" if curves[0].unit == "B/s" else curves[0].unit
+    with drawing(3.7, 2, sharey=True) as (figure, (usd, tpot)):
+        for curve in curves:
+            _curve(usd, result, curve, curve.usd_ratio, curve.crossings, factor)
+            _curve(tpot, result, curve, curve.tpot_ratio, None, factor)
+        values = [v for c in curves for v in (*c.usd_ratio, *c.tpot_ratio) if v is not None and v > 0] or [1.0]
+        low, high = min(0.7, *values) / 1.25, max(1.4, *values) * 1.25
+        for axes, name in ((usd, "Dollars per token"), (tpot, "Time per output token")):
+            _sides(axes, low, high, short_name(reference, 30))
+            axes.set_title(f"{name}: other over {short_name(reference, 24)}")
+            axes.set_xlabel(words if unit in words or not unit or unit == "requests" else f"{words} ({unit})")
+            log_axis(axes, "x", *_ticks(curves, factor))
+            log_axis(axes, "y")
+        handles, labels = usd.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=2)
+        alt = " ".join(c.summary for c in curves)
+        svg = to_svg(figure, f"fig-flip-{index}", title, alt)
+    return FigureBlock(f"flip-{index}", title, alt, svg, alt)
+
+
+def _curve(
+    axes: Axes, result: RunResult, curve: FlipCurve, ratio: tuple[float | None, ...], crossings: tuple[float, ...] | None,
+    factor: float,
+) -> None:  # fmt: skip
+    names = [s.name for s in result.systems]
+    i = names.index(curve.other) if curve.other in names else len(names)
+    x = [v / factor for v in curve.x]
+    y = [math.nan if r is None else r for r in ratio]
+    colour = stand_in(system_colour(i))
+    axes.plot(
+        x,
+        y,
+        marker=MARKERS[i % len(MARKERS)],
+        markersize=4,
+        color=colour,
+        label=f"against {short_name(curve.other, 40)}",
+    )
+    found = crossings_of(curve.x, ratio)
+    if crossings is not None and len(crossings) == len(found):
+        found = list(crossings)
+    rising = [r for r in ratio if r is not None][-1:] >= [r for r in ratio if r is not None][:1]
+    for place in found:
+        axes.plot(
+            place / factor, 1.0, "o", markersize=9, markerfacecolor="none", markeredgecolor=stand_in("alarm"), zorder=4
+        )
+        axes.annotate(
+            axis_value(place, curve.unit), (place / factor, 1.0), (-6 if rising else 6, 7), textcoords="offset points",
+            ha="right" if rising else "left", fontsize=8.5,
+            color=stand_in("alarm"),
+        )  # fmt: skip
+
+
+def _sides(axes: Axes, low: float, high: float, reference: str) -> None:
+    axes.set_ylim(low, high)
+    axes.axhline(1.0, color=stand_in("ink"), linewidth=1.2)
+    axes.axhspan(1.0, high, color=stand_in("good"), alpha=0.07, linewidth=0)
+    style: dict[str, Any] = {
+        "transform": axes.get_yaxis_transform(),
+        "fontsize": 8.5,
+        "color": stand_in("soft"),
+        "ha": "right",
+    }
+    axes.text(0.99, high / 1.03, f"{reference} better", va="top", **style)
+    axes.text(0.99, low * 1.03, "other better", va="bottom", **style)
+
+
+def _ticks(curves: list[FlipCurve], factor: float) -> tuple[list[float], list[str]]:
+    values = sorted({v for c in curves for v in c.x})
+    step = max(1, -(-len(values) // 7))
+    chosen = values[::step]
+    return [v / factor for v in chosen], [
+        f"{v / factor:,.0f}" if v / factor >= 100 else compact(v / factor) for v in chosen
+    ]

@@ -1,0 +1,105 @@
+"""A result as tidy pandas tables; units are in the column names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moesim.study.results import RunResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["frames"]
+
+Row = dict[str, Any]
+
+
+def frames(result: RunResult) -> dict[str, pd.DataFrame]:
+    """One table per file name: points, operators, passes, comparisons, flips, crossings, memory, quality, expert_load, inputs."""
+    import pandas as pd
+
+    rows = {
+        "points": _points(result),
+        "passes": _passes(result),
+        "operators": _operators(result),
+        "comparisons": [_plain(c) for c in result.comparisons],
+        "flips": _flips(result),
+        "crossings": _crossings(result),
+        "memory": _memory(result),
+        "quality": [_plain(q) for q in result.quality],
+        "expert_load": _expert_load(result),
+        "inputs": [_plain(i) for i in result.inputs],
+    }
+    return {name: pd.DataFrame(found) for name, found in rows.items() if found}
+
+
+def _plain(record: Any, **first: Any) -> Row:
+    return {**first, **record.model_dump(mode="json")}
+
+
+def _points(result: RunResult) -> list[Row]:
+    return [
+        _plain(p, system=s.name, kind=s.kind.value, basis=s.basis.value, model=s.model, n_devices=result.n_devices)
+        for s in result.systems
+        for p in s.points
+    ]
+
+
+def _passes(result: RunResult) -> list[Row]:
+    rows = []
+    for s in result.systems:
+        for d in s.details:
+            row = _plain(d, system=s.name)
+            row.pop("operators")
+            gap = row.pop("gap") or {}
+            waits = gap.pop("waits_s", {})
+            row |= {f"gap_{k}": v for k, v in gap.items()}
+            row |= {f"wait_s {cause}": seconds for cause, seconds in sorted(waits.items())}
+            rows.append(row)
+    return rows
+
+
+def _operators(result: RunResult) -> list[Row]:
+    return [
+        _plain(row, system=s.name, phase=d.phase, concurrency=d.concurrency)
+        for s in result.systems
+        for d in s.details
+        for row in d.operators
+    ]
+
+
+def _flips(result: RunResult) -> list[Row]:
+    return [
+        {"reference": f.reference, "other": f.other, "axis": f.axis.value, "unit": f.unit, "x": x, "usd_ratio": usd,
+         "tpot_ratio": tpot}
+        for f in result.flips
+        for x, usd, tpot in zip(f.x, f.usd_ratio, f.tpot_ratio, strict=True)
+    ]  # fmt: skip
+
+
+def _crossings(result: RunResult) -> list[Row]:
+    return [
+        {"reference": f.reference, "other": f.other, "axis": f.axis.value, "unit": f.unit, "x": x}
+        for f in result.flips
+        for x in f.crossings
+    ]
+
+
+def _memory(result: RunResult) -> list[Row]:
+    rows = []
+    for s in result.systems:
+        row = _plain(s.memory, system=s.name)
+        weights = row.pop("weights_bytes")
+        row["remedies"] = "; ".join(row["remedies"])
+        rows.append(row | {f"weights_bytes {kind}": n for kind, n in sorted(weights.items())})
+    return rows
+
+
+def _expert_load(result: RunResult) -> list[Row]:
+    return [
+        {"system": s.name, "layer": layer, "expert": expert, "n_tokens": n}
+        for s in result.systems
+        if s.expert_load is not None
+        for layer, counts in zip(s.expert_load.layers, s.expert_load.counts, strict=True)
+        for expert, n in enumerate(counts)
+    ]

@@ -1,0 +1,293 @@
+"""The report's tables. Each says how well founded its numbers are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from moesim.report.colours import system_colour
+from moesim.report.document import Cell, Table
+from moesim.report.text import (
+    BASIS_WORDS,
+    KIND_WORDS,
+    ORIGIN_WORDS,
+    bytes_text,
+    group_label,
+    multiple,
+    number,
+    parameters,
+    percent,
+    plural,
+    time_text,
+)
+from moesim.specs.base import Origin, weakest
+from moesim.study.results import Comparison, InputOrigin, OperatorRow, Point, RunResult, SystemResult
+
+__all__ = [
+    "comparison_table",
+    "focus_concurrency",
+    "inputs_table",
+    "memory_table",
+    "operator_tables",
+    "point_of",
+    "quality_table",
+    "results_table",
+    "shown_concurrencies",
+    "systems_table",
+]
+
+N_OPERATORS = 8
+
+
+def focus_concurrency(result: RunResult) -> int:
+    """The concurrency that the answer speaks of: that of the passes in detail, else the largest at which most systems run."""
+    explained = Counter(d.concurrency for s in result.systems for d in s.details)
+    if explained:
+        return explained.most_common(1)[0][0]
+    n_ok = Counter(p.concurrency for s in result.systems for p in s.points if p.outcome == "ok")
+    if not n_ok:
+        return max(result.scenario.workload.concurrency)
+    return max(c for c, n in n_ok.items() if n == max(n_ok.values()))
+
+
+def shown_concurrencies(result: RunResult) -> list[int]:
+    """Smallest, focus and largest."""
+    there = sorted({p.concurrency for s in result.systems for p in s.points})
+    return [c for c in there if c in (there[0], focus_concurrency(result), there[-1])]
+
+
+def point_of(system: SystemResult, concurrency: int) -> Point | None:
+    """The system's point at a concurrency."""
+    return next((p for p in system.points if p.concurrency == concurrency), None)
+
+
+def name_cell(result: RunResult, name: str) -> Cell:
+    """A system's name with its colour."""
+    index = next((i for i, s in enumerate(result.systems) if s.name == name), None)
+    return Cell(name, colour=None if index is None else system_colour(index))
+
+
+_COSTS = (
+    ("TTFT (ms)", lambda p: _scaled(p.ttft_s, 1e3), min),
+    ("TPOT (ms)", lambda p: _scaled(p.tpot_s, 1e3), min),
+    ("Tokens/s, all", lambda p: p.output_tokens_per_s, max),
+    ("Tokens/s per device", lambda p: p.output_tokens_per_s_per_device, max),
+    ("J per token", lambda p: p.energy_j_per_output_token, min),
+    ("$ per M tokens", lambda p: p.usd_per_million_output_tokens, min),
+)  # fmt: skip
+
+
+def results_table(result: RunResult, concurrencies: Sequence[int], key: str, caption: str) -> Table:
+    """What each system costs; the best of each column and concurrency is marked."""
+    several = len(concurrencies) > 1
+    headings = (*(("In flight",) if several else ()), "System", *(c[0] for c in _COSTS), "Weights (GB per device)", "±")
+    rows = []
+    for concurrency in concurrencies:
+        there = [(s, p) for s in result.systems if (p := point_of(s, concurrency)) is not None]
+        best = _best([p for _, p in there])
+        for system, point in there:
+            first = (Cell(f"{concurrency:,}"),) if several else ()
+            rows.append(first + _cost_row(result, system, point, best))
+    numeric = (*((True,) if several else ()), False, *(True for _ in _COSTS), True, True)
+    points = [p for c in concurrencies for s in result.systems if (p := point_of(s, c)) is not None]
+    return Table(
+        key, caption, headings, numeric, tuple(rows), _times_note(result, points),
+        "TTFT is an unloaded prefill of one request. TPOT is the mean gap between output tokens. Dollars and energy are for "
+        "output tokens, prefill included. Bold is best.",
+    )  # fmt: skip
+
+
+def systems_table(result: RunResult) -> Table:
+    """What each system is."""
+    rows = []
+    for s in result.systems:
+        experts = f"{s.top_k} of {s.n_experts}" if s.n_experts else "–"
+        dtypes = ", ".join(sorted(set(s.weight_dtypes.values())))
+        size = bytes_text(sum(s.memory.weights_bytes.values()))
+        rows.append((
+            name_cell(result, s.name), Cell(KIND_WORDS[s.kind.value]), Cell(s.hf_id or s.model),
+            Cell(parameters(s.n_params)), Cell(parameters(s.n_active_params)), Cell(experts),
+            Cell(f"{s.parallel}, {plural(s.n_instances, 'copy', 'copies')}"), Cell(dtypes), Cell(size),
+        ))  # fmt: skip
+    headings = (
+        "System", "Kind", "Model", "Parameters", "Active per token", "Experts", "Split", "Weights in", "Weights per device",
+    )  # fmt: skip
+    numeric = (False, False, False, True, True, True, False, False, True)
+    note = "Quoted model configurations; dense twins are made for the comparison and exist nowhere else."
+    return Table("systems", "The systems", headings, numeric, tuple(rows), note)
+
+
+def comparison_table(result: RunResult, concurrency: int | None, key: str) -> Table | None:
+    """Ratios of the reference against every other system, at one concurrency or at all."""
+    chosen = [c for c in result.comparisons if concurrency in (None, c.concurrency)]
+    if not chosen:
+        return None
+    rows = [
+        (name_cell(result, c.other), Cell(BASIS_WORDS.get(c.basis.value, c.basis.value)), Cell(f"{c.concurrency:,}"),
+         *(_ratio_cell(r) for r in _ratios(c)), Cell(c.verdict))
+        for c in chosen
+    ]  # fmt: skip
+    headings = (
+        "Other", "Held equal", "In flight", "TTFT", "TPOT", "Throughput", "Energy", "Dollars", "Weights", "Verdict",
+    )  # fmt: skip
+    numeric = (False, False, True, True, True, True, True, True, True, False)
+    reference = chosen[0].reference
+    points = [p for s in result.systems for p in s.points if concurrency in (None, p.concurrency)]
+    return Table(
+        key, f"{reference} against the others", headings, numeric, tuple(rows), _times_note(result, points),
+        f"Above 1: {reference} is better by that factor; below 1: the other is.",
+    )  # fmt: skip
+
+
+def memory_table(result: RunResult) -> Table:
+    """Memory by purpose, and what is left for the cache."""
+    rows = []
+    for s in result.systems:
+        m = s.memory
+        parts = (sum(m.weights_bytes.values()), m.kv_cache_bytes, m.activation_bytes, m.comm_buffer_bytes,
+                 m.runtime_reserve_bytes, m.total_bytes, m.capacity_bytes)  # fmt: skip
+        rows.append((
+            name_cell(result, s.name), Cell(f"{m.at_concurrency:,}"), *(Cell(number(b / 1e9)) for b in parts),
+            Cell(bytes_text(m.kv_bytes_per_token)), Cell(f"{m.max_sequences:,}"), Cell(m.outcome),
+        ))  # fmt: skip
+    headings = (
+        "System", "In flight", "Weights (GB)", "KV cache (GB)", "Activations (GB)", "Buffers (GB)", "Reserve (GB)", "Sum (GB)",
+        "Capacity (GB)", "KV per token", "Requests that fit", "Outcome",
+    )  # fmt: skip
+    return Table(
+        "memory", "Memory of the fullest device", headings, (False, *(True,) * 10, False), tuple(rows),
+        "Counted from quoted configurations and a quoted capacity; the runtime reserve and activation buffers are assumed.",
+    )  # fmt: skip
+
+
+def operator_tables(result: RunResult) -> list[Table]:
+    """The operators that take longest, per system and phase."""
+    tables = []
+    for index, system in enumerate(result.systems):
+        for detail in system.details:
+            rows = sorted(detail.operators, key=lambda r: -r.time_s)[:N_OPERATORS]
+            origins = weakest(*(r.origin for r in detail.operators)) if detail.operators else Origin.ASSUMPTION
+            caption = (
+                f"{system.name}, {detail.phase}: {time_text(detail.time_s)} for {plural(detail.n_tokens, 'token')}, "
+                f"MFU {percent(detail.mfu)}, MBU {percent(detail.mbu)}"
+            )
+            extrapolated = " † outside the range of the calibration." if any(r.is_extrapolated for r in rows) else ""
+            tables.append(Table(
+                f"operators-{index}-{detail.phase}", caption,
+                ("Operator", "Part", "Bound by", "Time (ms)", "Share", "TFLOP", "GB moved", "Of peak", "±", "Efficiency"),
+                (False, False, False, True, True, True, True, True, True, False),
+                tuple(_operator_row(result, r, detail.time_s) for r in rows),
+                f"Weakest input: {ORIGIN_WORDS[origins][0]}.{extrapolated}",
+            ))  # fmt: skip
+    return tables
+
+
+def quality_table(result: RunResult) -> Table | None:
+    """The verdict under each rule for equal quality."""
+    if not result.quality:
+        return None
+    rows = tuple(
+        (
+            Cell(q.rule),
+            Cell(parameters(q.dense_params)),
+            _ratio_cell(q.usd_ratio),
+            _ratio_cell(q.tpot_ratio),
+            Cell(q.verdict),
+        )
+        for q in result.quality
+    )
+    headings = ("Rule", "Dense parameters said to be as good", "Dollars", "TPOT", "Verdict")
+    return Table(
+        "quality", "Which dense model is as good?", headings, (False, True, True, True, False), rows,
+        "Every rule is an assumption or a published law outside its own data; times as in the results.",
+        "Ratios are dense over MoE: above 1 the MoE is better.",
+    )  # fmt: skip
+
+
+def inputs_table(result: RunResult) -> Table:
+    """Every input with its origin, weakest first."""
+    order = list(Origin)
+    rows = sorted(result.inputs, key=lambda i: (-order.index(i.origin), i.what))
+    return Table(
+        "inputs", "Inputs and where they come from", ("Input", "Value", "Origin", "Source"), (False, False, False, False),
+        tuple((Cell(i.what), Cell(i.value), _badge(i.origin), Cell(i.source)) for i in rows), input_counts(result.inputs),
+    )  # fmt: skip
+
+
+def input_counts(inputs: Sequence[InputOrigin]) -> str:
+    """How many inputs there are of each origin."""
+    counts = Counter("quoted" if "quoted" in ORIGIN_WORDS[i.origin][0] else ORIGIN_WORDS[i.origin][0] for i in inputs)
+    return "Inputs: " + ", ".join(f"{counts.get(w, 0)} {w}" for w in ("measured", "fitted", "quoted", "assumed")) + "."
+
+
+def _cost_row(result: RunResult, system: SystemResult, point: Point, best: Sequence[float | None]) -> tuple[Cell, ...]:
+    name = name_cell(result, system.name)
+    if point.outcome != "ok":
+        return (name, Cell(f"{point.outcome}: {point.reason or ''}".rstrip(": "), span=len(_COSTS) + 2))
+    values = [get(point) for _, get, _ in _COSTS]
+    costs = [Cell(number(v), best=v is not None and v == b) for v, b in zip(values, best, strict=True)]
+    weights = Cell(number(sum(system.memory.weights_bytes.values()) / 1e9))
+    return (name, *costs, weights, _error_cell(point.error_frac, point.origin))
+
+
+def _best(points: Sequence[Point]) -> list[float | None]:
+    found: list[float | None] = []
+    for _, get, pick in _COSTS:
+        values = [v for p in points if (v := get(p)) is not None]
+        found.append(pick(values) if len(values) > 1 else None)
+    return found
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _ratios(c: Comparison) -> tuple[float | None, ...]:
+    return c.ttft_ratio, c.tpot_ratio, c.throughput_ratio, c.energy_ratio, c.usd_ratio, c.memory_ratio
+
+
+def _ratio_cell(ratio: float | None) -> Cell:
+    return Cell(multiple(ratio), best=ratio is not None and ratio > 1)
+
+
+def _error_cell(error_frac: float | None, origin: Origin) -> Cell:
+    if error_frac is None:
+        return Cell("none", tip="assumption only: nothing was measured that could give an interval", badge=origin)
+    return Cell(f"±{error_frac:.0%}", badge=origin)
+
+
+def _badge(origin: Origin) -> Cell:
+    return Cell("", badge=origin)
+
+
+def _operator_row(result: RunResult, r: OperatorRow, pass_s: float) -> tuple[Cell, ...]:
+    return (
+        Cell(r.name.replace("_", " ") + (" †" if r.is_extrapolated else "")), Cell(group_label(r.group)), Cell(r.bound),
+        Cell(number(r.time_s * 1e3)), Cell(percent(r.time_s / pass_s)), Cell(number(r.flops / 1e12)),
+        Cell(number(r.moved_bytes / 1e9)), Cell(_of_peak(result, r)),
+        Cell("none" if r.error_frac is None else f"±{r.error_frac:.0%}"), _badge(r.origin),
+    )  # fmt: skip
+
+
+def _of_peak(result: RunResult, r: OperatorRow) -> str:
+    if r.time_s <= 0 or r.bound in ("link", "latency"):
+        return "–"
+    if r.bound == "memory":
+        return f"{r.moved_bytes / r.time_s / result.memory_bytes_per_s:.0%} of bandwidth"
+    peak = result.peak_flop_per_s.get("bf16", max(result.peak_flop_per_s.values()))
+    return f"{r.flops / r.time_s / peak:.0%} of bf16"
+
+
+def _times_note(result: RunResult, points: Sequence[Point]) -> str:
+    ok = [p for p in points if p.outcome == "ok"]
+    if not ok:
+        return input_counts(result.inputs)
+    origin = weakest(*(p.origin for p in ok))
+    errors = [p.error_frac for p in ok if p.error_frac is not None]
+    if not errors:
+        interval = "assumption only, no interval"
+    else:
+        span = f"±{min(errors):.0%}" if min(errors) == max(errors) else f"±{min(errors):.0%} to ±{max(errors):.0%}"
+        missing = "" if len(errors) == len(ok) else "; rows with “none” are assumption only"
+        interval = f"90% interval {span} where measured{missing}"
+    return f"Weakest input: {ORIGIN_WORDS[origin][0]}; {interval}. {input_counts(result.inputs)}"
