@@ -18,7 +18,7 @@ from moesim.study.instance import build_instance
 from moesim.study.points import System, measure_point
 from moesim.study.results import FlipCurve, Point
 
-__all__ = ["crossings", "flip_curve"]
+__all__ = ["crossings", "flip_curves"]
 
 UNITS = {
     FlipAxis.CONCURRENCY: "requests in flight", FlipAxis.CONTEXT: "input tokens", FlipAxis.N_EXPERTS: "routed experts",
@@ -26,33 +26,34 @@ UNITS = {
 }  # fmt: skip
 
 
-def flip_curve(
-    reference: System,
-    other: System,
-    hardware: Hardware,
-    workload: WorkloadSpec,
-    concurrency: int,
-    axis: FlipAxis,
+def flip_curves(
+    reference: System, others: Sequence[System], hardware: Hardware, workload: WorkloadSpec, concurrency: int, axis: FlipAxis,
     seed: int,
-) -> FlipCurve:
+) -> list[FlipCurve]:  # fmt: skip
     """Ratios other / reference of dollars and of TPOT along `axis`, with everything else as in the scenario.
 
     Uses the closed form with expected loads. Changing the number of experts keeps their width, so the total grows with it;
     changing top-k changes the active parameters.
     """
     values = _values(axis, reference, workload)
-    usd: list[float | None] = []
-    tpot: list[float | None] = []
-    for value in values:
-        a = _point_at(reference, hardware, workload, concurrency, axis, value, seed)
-        b = _point_at(other, hardware, workload, concurrency, axis, value, seed)
-        usd.append(_ratio(b, a, lambda p: p.usd_per_million_output_tokens or _inverse(p.output_tokens_per_s)))
-        tpot.append(_ratio(b, a, lambda p: p.tpot_s))
-    found = crossings(values, usd)
-    return FlipCurve(
-        reference=reference.name, other=other.name, axis=axis, unit=UNITS[axis], x=tuple(values), usd_ratio=tuple(usd),
-        tpot_ratio=tuple(tpot), crossings=tuple(found), summary=_summary(reference.name, other.name, axis, values, usd, found),
-    )  # fmt: skip
+    own = [_point_at(reference, hardware, workload, concurrency, axis, value, seed) for value in values]
+    curves = []
+    for other in others:
+        theirs = [_point_at(other, hardware, workload, concurrency, axis, value, seed) for value in values]
+        pairs = list(zip(theirs, own, strict=True))
+        usd = [
+            _ratio(b, a, lambda p: p.usd_per_million_output_tokens or _inverse(p.output_tokens_per_s)) for b, a in pairs
+        ]
+        tpot = [_ratio(b, a, lambda p: p.tpot_s) for b, a in pairs]
+        found = crossings(values, usd)
+        curves.append(
+            FlipCurve(
+                reference=reference.name, other=other.name, axis=axis, unit=UNITS[axis], x=tuple(values),
+                usd_ratio=tuple(usd), tpot_ratio=tuple(tpot), crossings=tuple(found),
+                summary=_summary(reference.name, other.name, axis, values, usd, found),
+            )
+        )  # fmt: skip
+    return curves
 
 
 def crossings(x: Sequence[float], ratio: Sequence[float | None]) -> list[float]:
@@ -110,7 +111,7 @@ def _point_at(
             system, hardware = _with_links(system, hardware, value)
         elif system.instance.model.is_moe:
             system = _with_experts(system, axis, round(value), rng)
-        return measure_point(system, hardware, workload, concurrency, Engine.ANALYTIC, rng)
+        return measure_point(system, hardware, workload, concurrency, Engine.ANALYTIC, rng, explain=False)
     except InputError:
         return None
 

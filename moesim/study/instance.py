@@ -101,10 +101,10 @@ class Instance:
             for start in starts
         ]
 
-    def memory(self, batch: float, context: float, max_pass_tokens: float) -> MemoryReport:
+    def memory(self, batch: float, context: float, max_pass_tokens: float, *, explain: bool = True) -> MemoryReport:
         """Projected memory of the fullest rank with `batch` sequences of `context` tokens."""
         serving = Serving(float(batch), float(context), float(max_pass_tokens))
-        return check_memory(self.model, self.parallel, serving, self.hardware.device.memory_bytes)
+        return check_memory(self.model, self.parallel, serving, self.hardware.device.memory_bytes, explain=explain)
 
 
 def build_instance(

@@ -69,11 +69,13 @@ def measure_point(
     concurrency: int,
     engine: Engine,
     rng: np.random.Generator,
+    *,
+    explain: bool = True,
 ) -> Point:
     """Everything `Point` holds, or the outcome that says why there is none."""
     per_slot = concurrency / system.n_instances
     batch = max(1, math.ceil(per_slot))
-    memory = slot_memory(system, workload, batch)
+    memory = slot_memory(system, workload, batch, explain=explain)
     if memory is not None:
         return Point(concurrency=concurrency, outcome=memory[0], reason=memory[1])
     decode = _decode_round(system, workload, concurrency, engine, rng)
@@ -95,9 +97,9 @@ def measure_point(
     )  # fmt: skip
 
 
-def slot_memory(system: System, workload: WorkloadSpec, batch: int) -> tuple[str, str] | None:
-    """None where the fullest slot fits, else outcome and reason."""
-    report = system.instance.memory(batch, workload.longest_context, workload.max_pass_tokens)
+def slot_memory(system: System, workload: WorkloadSpec, batch: int, *, explain: bool) -> tuple[str, str] | None:
+    """None where the fullest slot fits, else outcome and reason (with the smallest remedy if it is to `explain`)."""
+    report = system.instance.memory(batch, workload.longest_context, workload.max_pass_tokens, explain=explain)
     limit = system.instance.model.max_position_embeddings
     if limit is not None and workload.longest_context > limit:
         return "context longer than the model allows", f"{workload.longest_context} tokens; the model allows {limit}"

@@ -19,7 +19,7 @@ from moesim.specs.scenario import Basis, Engine, QualityRule, ScenarioSpec, Syst
 from moesim.study.calibrated import find_calibration
 from moesim.study.compare import compare, sentence
 from moesim.study.detail import expert_load, path_sample, phase_detail
-from moesim.study.flips import flip_curve
+from moesim.study.flips import flip_curves
 from moesim.study.headline import headline, limits
 from moesim.study.points import System, measure_point
 from moesim.study.provenance import input_origins
@@ -185,16 +185,13 @@ class _Runner:
     def flips(self, candidates: list[Candidate]) -> tuple[FlipCurve, ...]:
         """One curve per axis and other system."""
         reference = next(c for c in candidates if c.spec.name == self.scenario.reference.name)
-        others = [c for c in candidates if c is not reference]
-        jobs = [(axis, other) for axis in self.scenario.comparison.flips for other in others]
-        curves = []
-        for i, (axis, other) in enumerate(jobs):
-            self.progress(f"tracing {axis.value} against {other.spec.name}", 0.7 + 0.25 * i / len(jobs))
-            curves.append(
-                flip_curve(
-                    reference.system, other.system, self.hardware, self.scenario.workload, self.at, axis, self.seed
-                )
-            )
+        others = [c.system for c in candidates if c is not reference]
+        axes = self.scenario.comparison.flips
+        curves: list[FlipCurve] = []
+        for i, axis in enumerate(axes):
+            self.progress(f"tracing {axis.value.replace('_', ' ')}", 0.7 + 0.25 * i / len(axes))
+            workload = self.scenario.workload
+            curves += flip_curves(reference.system, others, self.hardware, workload, self.at, axis, self.seed)
         return tuple(curves)
 
     def quality(self, candidates: list[Candidate], main: SystemResult) -> tuple[QualitySensitivity, ...]:
