@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.routing.alias import build_alias
-from moesim.routing.sampler import LayerLaw, draw_layer, fresh_words, link_layers, link_tokens
+from moesim.routing.sampler import LayerLaw, TokenRepeats, draw_layer, fresh_words, link_layers
 
 if TYPE_CHECKING:
     from moesim.routing.router import RouterModel
@@ -49,13 +49,14 @@ def _part(
     domains = None
     if len(model.domain_shares) > 1:
         domains = rng.choice(len(model.domain_shares), n_tokens, p=model.domain_shares).astype(np.intp)
-    above = None
+    above, repeats = None, None
     for layer, law in enumerate(laws):
         words = fresh_words((model.top_k, n_tokens), rng)
         if above is not None and model.layer_coupling[layer].any():
             words = link_layers(words, above, model.layer_coupling[layer], rng)
         if model.repeat_prob[layer] > 0 and n_tokens > 1:
-            words = link_tokens(words, float(model.repeat_prob[layer]), float(model.repeat_joint_frac[layer]), rng)
+            repeats = repeats or TokenRepeats(words.shape, rng)
+            words = repeats.link(words, float(model.repeat_prob[layer]), float(model.repeat_joint_frac[layer]))
         above = words
         yield start, layer, draw_layer(law, words, rng, domains)
 

@@ -225,7 +225,8 @@ def _to_inclusion(load_over_mean: Floats, top_k: int) -> Floats:
         if np.abs(short).max() < 1e-9:
             break
         p = p + room * short / np.maximum(room.sum(axis=1, keepdims=True), 1e-12)
-    return p
+    inclusion: Floats = p
+    return inclusion
 
 
 def _full(triangle: Floats, n: int) -> Floats:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from moesim.routing.alias import AliasTables
 
-__all__ = ["LayerLaw", "draw_layer", "fresh_words", "link_layers", "link_tokens"]
+__all__ = ["LayerLaw", "TokenRepeats", "draw_layer", "fresh_words", "link_layers"]
 
 Words = NDArray[np.uint32]
 Choices = NDArray[np.int32]
@@ -52,19 +52,26 @@ def link_layers(words: Words, above: Words, copy_prob: NDArray[np.float64], rng:
     return np.where(fresh_words((words.shape[0], words.shape[1]), rng) < limit[:, None], above, words)
 
 
-def link_tokens(words: Words, repeat_prob: float, joint_frac: float, rng: np.random.Generator) -> Words:
-    """Words of which each is replaced by the previous token's with probability `repeat_prob`.
+class TokenRepeats:
+    """Which tokens repeat the one before. A token that repeats does so along its whole path, as deep as layers allow.
 
-    In a share `joint_frac` of the tokens all places repeat together, in the others each place on its own.
+    Each token (and each of its K places) has one number for all layers and repeats in the layers whose probability is
+    above it; in a share of the tokens all places have the same number. Keeping the number over layers keeps a repeated
+    path whole, and keeps repeats from piling up where layers are coupled.
     """
-    k, n = words.shape
-    repeats = rng.random((k, n), dtype=np.float32) < repeat_prob
-    joint = rng.random(n, dtype=np.float32) < joint_frac
-    repeats = np.where(joint, repeats[0], repeats)
-    repeats[:, 0] = False
-    source = np.where(repeats, 0, np.arange(n))
-    np.maximum.accumulate(source, axis=1, out=source)
-    return np.take_along_axis(words, source, axis=1)
+
+    def __init__(self, shape: tuple[int, int], rng: np.random.Generator) -> None:
+        self.level = rng.random(shape, dtype=np.float32)
+        self.joint_level = rng.random(shape[1], dtype=np.float32)
+
+    def link(self, words: Words, repeat_prob: float, joint_frac: float) -> Words:
+        """Words of which each is the previous token's where its place repeats: with probability `repeat_prob`."""
+        level = np.where(self.joint_level < joint_frac, self.level[0], self.level)
+        repeats = level < repeat_prob
+        repeats[:, 0] = False
+        source = np.where(repeats, 0, np.arange(words.shape[1]))
+        np.maximum.accumulate(source, axis=1, out=source)
+        return np.take_along_axis(words, source, axis=1)
 
 
 def draw_layer(

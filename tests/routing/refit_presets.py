@@ -65,9 +65,8 @@ def knots(load: np.ndarray, ranks: list[int]) -> np.ndarray:
 
 
 def correlation(table: np.ndarray) -> np.ndarray:
-    """Lower triangle of the Gaussian-copula correlation of loads [domains, E] (from rank correlations)."""
-    ranks = table.argsort(axis=1).argsort(axis=1)
-    pearson = 2 * np.sin(np.pi / 6 * np.corrcoef(ranks))
+    """Lower triangle of the correlation of log loads [domains, E] between domains."""
+    pearson = np.corrcoef(np.log(np.maximum(table / table.mean(axis=1, keepdims=True), 1e-3)))
     return pearson[np.tril_indices(len(table), -1)]
 
 
@@ -129,7 +128,9 @@ def repeat_rates(model: RouterModel, layer: int, n: int = 120_000) -> tuple[floa
 
 
 def fit_repeats(base: RouterModel, domain: int | None, layer: int, first: float, both: float) -> tuple[float, float]:
-    weights = base.weights[:, [layer]].mean(axis=0, keepdims=True) if domain is None else base.weights[[domain]][:, [layer]]
+    weights = (
+        base.weights[:, [layer]].mean(axis=0, keepdims=True) if domain is None else base.weights[[domain]][:, [layer]]
+    )
 
     def at(q: float, s: float) -> tuple[float, float]:
         one = RouterModel(
@@ -154,7 +155,8 @@ def table5() -> dict[str, list[tuple[float, float]]]:
             if row["metric"].startswith("repeat_first"):
                 found[row["hardware_or_data"]][row["metric"], int(row["layer"])] = float(row["value"]) / 100
     rows = {
-        d: [(v["repeat_first_choice", i], v["repeat_first_or_second", i]) for i in (0, 15, 31)] for d, v in found.items()
+        d: [(v["repeat_first_choice", i], v["repeat_first_or_second", i]) for i in (0, 15, 31)]
+        for d, v in found.items()
     }
     rows["all"] = [tuple(np.mean([r[i] for r in rows.values()], axis=0)) for i in range(3)]
     return rows
@@ -164,7 +166,9 @@ def numbers(values, digits: int = 4) -> str:
     return "[" + ", ".join(f"{v:.{digits}g}" for v in values) + "]"
 
 
-def write(name: str, model: str, n_layers: int, top_k: int, ranks: list[int], measured: dict, sources: list[str]) -> None:
+def write(
+    name: str, model: str, n_layers: int, top_k: int, ranks: list[int], measured: dict, sources: list[str]
+) -> None:
     """Fit one preset and write its file; the couplings are fitted on the weights that the curves give."""
     depths = [layer / (n_layers - 1) for layer in (0, 7, 15)]
     domains = sorted(measured)
@@ -180,7 +184,9 @@ def write(name: str, model: str, n_layers: int, top_k: int, ranks: list[int], me
     lines.append("couplings:")
     for i in (0, 1):
         first, rest = fit_coupling(base, model, domains, i)
-        lines.append(f"  - {{from_depth: {depths[i]:.6g}, to_depth: {depths[i + 1]:.6g}, first: {first:.3f}, rest: {rest:.3f}}}")
+        lines.append(
+            f"  - {{from_depth: {depths[i]:.6g}, to_depth: {depths[i + 1]:.6g}, first: {first:.3f}, rest: {rest:.3f}}}"
+        )
     if model == MIXTRAL:
         lines += repeat_lines(base, domains)
     lines += ["sources:", *sources]
@@ -218,9 +224,6 @@ def source_lines(text: str, covers: str) -> list[str]:
     return ["  - origin: fitted", f'    text: "{text}"', f"    covers: [{covers}]"]
 
 
-
-
-
 if __name__ == "__main__":
     sizes = "n_layers, n_experts, top_k, depths, knot_ranks"
     shared = [
@@ -228,7 +231,7 @@ if __name__ == "__main__":
         *source_lines("the same outputs, which expert follows which over layers 0-7 and 7-15: copy probability that gives "
                       "the measured mutual information, mean over domains", "couplings"),
     ]  # fmt: skip
-    ranks = [1, 2, 3, 5, 8, 13, 20, 32, 44, 54, 60, 64]
+    ranks = [1, 2, 3, 5, 8, 12, 18, 26, 36, 46, 55, 60, 62, 64]
     write("olmoe-1b-7b", OLMOE, 16, 8, ranks, loads(OLMOE), shared)
     table = source_lines("Mixtral of Experts, arXiv 2401.04088 Table 5 (repeated choices of consecutive tokens, layers 0, 15, "
                          "31); fitted with the load of layer 15 at layer 31", "repeats, repeat_depths")  # fmt: skip
