@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from moesim.lowering.attention import lower_attention
 from moesim.lowering.common import Context, Pass, collective, elementwise, gemm
@@ -39,6 +39,7 @@ def expert_layout(parallel: ParallelSpec, phase: Phase, domain_size: int) -> Exp
         domain_size=domain_size,
         tokens_are_everywhere=parallel.dp_size * parallel.cp_size == 1 or parallel.ep_size == 1,
         dedup=phase is Phase.PREFILL,
+        attention_dp_size=parallel.dp_size,
     )
 
 
@@ -60,7 +61,7 @@ def lower(
     """
     ctx = Context.of(model, parallel, step)
     segments = [Segment("embedding", tuple(_embedding(ctx)))]
-    for layer, indices in _by_kind(model).items():
+    for layer, indices in model.layer_groups:
         segments.append(Segment(layer.kind, tuple(_layer(ctx, layer, indices, load_for)), indices))
     segments.append(Segment("head", tuple(_head(ctx))))
     sends: tuple[Op, ...] = ()
@@ -70,13 +71,6 @@ def lower(
         phase=step.phase, segments=tuple(segments), n_ranks=parallel.n_stage_ranks, n_tokens=step.n_tokens,
         n_sequences=step.batch, pp_size=parallel.pp_size, stage_sends=sends, overlap=overlap,
     )  # fmt: skip
-
-
-def _by_kind(model: ModelSpec) -> Mapping[LayerSpec, tuple[int, ...]]:
-    indices: dict[LayerSpec, list[int]] = {}
-    for i, layer in enumerate(model.layers):
-        indices.setdefault(layer, []).append(i)
-    return {layer: tuple(found) for layer, found in indices.items()}
 
 
 def _layer(ctx: Context, layer: LayerSpec, indices: tuple[int, ...], load_for: LoadFor | None) -> list[Op]:
@@ -102,7 +96,12 @@ def _cross_attention(ctx: Context, attention: GqaAttention) -> list[Op]:
 
 
 def _embedding(ctx: Context) -> list[Op]:
-    return [elementwise(ctx, "embedding", ctx.tokens, ctx.hidden, "head")]
+    """Rows of the table; it is split over the vocabulary, so TP ranks sum what they found."""
+    ops = [elementwise(ctx, "embedding", ctx.tokens, ctx.hidden, "head")]
+    if ctx.parallel.tp_size > 1:
+        message = ctx.tokens * (ctx.hidden * ctx.activation_bytes)
+        ops.append(collective(ctx, "embedding_all_reduce", OpKind.ALL_REDUCE, ctx.parallel.tp_size, message))
+    return ops
 
 
 def _head(ctx: Context) -> list[Op]:

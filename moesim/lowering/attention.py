@@ -38,7 +38,7 @@ def _gqa(ctx: Context, a: GqaAttention) -> list[Op]:
     n_kv = 0.0 if a.reuses_kv else kv_heads * (a.head_dim + (0 if a.k_is_v else a.v_head_dim))
     ops = [
         gemm(ctx, "qkv_proj", t, n_q + n_kv, ctx.hidden, storage, GROUP),
-        elementwise(ctx, "rope_and_cache", t, (heads + 2 * kv_heads) * a.head_dim, GROUP),
+        elementwise(ctx, "rope_and_cache", t, (heads + (0 if a.reuses_kv else 2 * kv_heads)) * a.head_dim, GROUP),
     ]
     kv_row = kv_heads * (a.head_dim + a.v_head_dim)
     ops += _scores(ctx, heads, kv_heads, float(a.head_dim), float(a.v_head_dim), kv_row, a.sliding_window, is_mla=False)
@@ -73,8 +73,11 @@ def _mla(ctx: Context, a: MlaAttention) -> list[Op]:
 
 
 def _mla_naive(ctx: Context, a: MlaAttention, heads: float, latent: float, storage: Storage) -> list[Op]:
-    """Prefill: keys and values are unpacked from the latent, for cached tokens too, and attention runs per head."""
-    unpacked = ctx.tokens + ctx.sequences * ctx.step.cached_tokens
+    """Prefill: keys and values are unpacked from the latent, for cached tokens too, and attention runs per head.
+
+    With context parallelism ranks gather latents, which are much smaller than keys and values, and each unpacks them all.
+    """
+    unpacked = ctx.sequences * ctx.step.kv_len
     kv_row = heads * (a.qk_head_dim + a.v_head_dim)
     return [
         gemm(
@@ -86,7 +89,9 @@ def _mla_naive(ctx: Context, a: MlaAttention, heads: float, latent: float, stora
             storage,
             GROUP,
         ),
-        *_scores(ctx, heads, heads, float(a.qk_head_dim), float(a.v_head_dim), kv_row, a.index_topk, is_mla=True),
+        *_scores(
+            ctx, heads, heads, float(a.qk_head_dim), float(a.v_head_dim), kv_row, a.index_topk, is_mla=True, latent=latent
+        ),
     ]
 
 
@@ -127,6 +132,7 @@ def _scores(
     window: int | None,
     *,
     is_mla: bool,
+    latent: float = 0.0,
 ) -> list[Op]:
     """Scores, softmax and values of the new tokens over the cache, and the merge that context parallelism needs."""
     step, cp = ctx.step, ctx.parallel.cp_size
@@ -145,7 +151,8 @@ def _scores(
     shape = AttentionShape(ctx.sequences, step.new_tokens, kv_len, heads, kv_heads, qk_dim, v_dim, window, is_mla)
     ops = [Op("attention_scores", _kind(ctx), work, shape, ctx.activation, GROUP)]
     if cp > 1:
-        ops.append(_context_parallel_merge(ctx, keys * (kv_row * kv_bytes), o_bytes))
+        gathered = step.kv_len * latent if naive_mla else keys * kv_row
+        ops.append(_context_parallel_merge(ctx, gathered * kv_bytes, o_bytes))
     return ops
 
 

@@ -30,13 +30,22 @@ class Pass:
     """One forward pass of an instance: `batch` sequences with `new_tokens` each, over `cached_tokens` already in the cache.
 
     In decode `new_tokens` is 1 (or more with speculation) and `cached_tokens` is the context so far; in prefill
-    `cached_tokens` is a reused prefix or the chunks before. `batch` and `cached_tokens` may be arrays.
+    `cached_tokens` is a reused prefix or the chunks before. `batch` and `cached_tokens` may be arrays: one axis of points, or
+    grids that end in two axes of length 1, which stand for layers and ranks.
+
+    Raises:
+        ValueError: a grid whose last two axes would be taken for layers and ranks.
     """
 
     phase: Phase
     batch: Num
     new_tokens: Num = 1.0
     cached_tokens: Num = 0.0
+
+    def __post_init__(self) -> None:
+        for value in (self.batch, self.new_tokens, self.cached_tokens):
+            if isinstance(value, np.ndarray) and value.ndim > 1 and value.shape[-2:] != (1, 1):
+                raise ValueError(f"a grid must end in two axes of length 1, for layers and ranks; got shape {value.shape}")
 
     @property
     def n_tokens(self) -> Num:
@@ -106,7 +115,9 @@ def gemm(
     """A matrix product with a stored weight: 2 m n k flops; weight, input and output each cross memory once."""
     act = ctx.activation_bytes
     weight_bytes = n * k * (n_batch * storage.bytes_per_element)
-    input_bytes = m * k * (n_batch * min(act, max(1.0, ELEMENT_BYTES[storage.dtype])))
+    # int4 is a weight-only format: its activations stay as they are
+    narrow = act if storage.dtype is Dtype.INT4 else min(act, max(1.0, ELEMENT_BYTES[storage.dtype]))
+    input_bytes = m * k * (n_batch * narrow)
     work = Work(m * n * k * (2.0 * n_batch), weight_bytes + input_bytes, m * n * (n_batch * act))
     return Op(name, OpKind.GEMM, work, GemmShape(m, n, k, n_batch), storage.dtype, group, under)
 
@@ -125,7 +136,7 @@ def elementwise(
 ) -> Op:
     """A pass over rows of activations: `reads` and `writes` count how often `width` elements cross memory per token."""
     row = width * ctx.activation_bytes
-    work = Work(tokens * width, tokens * (row * reads), tokens * (row * writes))
+    work = Work(tokens * width, tokens * reads * row, tokens * writes * row)
     shape = ElementwiseShape(tokens, width, n_kernels)
     return Op(name, OpKind.ELEMENTWISE, work, shape, ctx.activation, group, under)
 
@@ -149,7 +160,8 @@ def causal_pairs(new_tokens: Num, cached_tokens: Num, window: int | None) -> Num
         return new_tokens * cached_tokens + new_tokens * (new_tokens + 1.0) * 0.5
     width = float(window)
     growing = minimum(new_tokens, _at_least_zero(width - cached_tokens))
-    return growing * minimum(cached_tokens, width) + growing * (growing + 1.0) * 0.5 + (new_tokens - growing) * width
+    seen: Num = growing * minimum(cached_tokens, width) + growing * (growing + 1.0) * 0.5 + (new_tokens - growing) * width
+    return seen
 
 
 def _at_least_zero(x: Num) -> Num:

@@ -43,14 +43,20 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
     elif gathers:
         ops.append(_gather(ctx, "expert_all_gather", OpKind.ALL_GATHER, p.n_stage_ranks))
     ops.append(_experts(ctx, ffn, load))
+    if not travels:
+        # partial sums of a rank's own experts, before ranks add theirs
+        seen = _seen_tokens(ctx)
+        ops.append(elementwise(ctx, "unpermute", seen, ctx.hidden, "permute", reads=load.n_assignments / seen))
     if travels:
         ops.append(_exchange(ctx, "combine", OpKind.COMBINE, load))
+        ops.append(elementwise(ctx, "unpermute", _own_tokens(ctx, True), ctx.hidden, "permute", reads=load.top_k))
     elif gathers:
         ops.append(_gather(ctx, "expert_reduce_scatter", OpKind.REDUCE_SCATTER, p.n_stage_ranks))
-    ops.append(elementwise(ctx, "unpermute", _own_tokens(ctx, travels), ctx.hidden, "permute", reads=load.top_k))
     if not travels and not gathers:
         return ops + _tensor_reduce(ctx, "ffn_all_reduce")
     if p.tp_size > 1:
+        if travels and (ffn.shared_intermediate_size or ffn.dense_residual is not None):
+            ops.append(_gather(ctx, "shared_reduce_scatter", OpKind.REDUCE_SCATTER, p.tp_size))
         ops.append(_gather(ctx, "ffn_all_gather", OpKind.ALL_GATHER, p.tp_size))
     return ops
 
@@ -78,13 +84,20 @@ def _own_tokens(ctx: Context, travels: bool) -> Num:
     return ctx.tokens / ctx.parallel.tp_size if travels else ctx.tokens
 
 
+def _seen_tokens(ctx: Context) -> Num:
+    """Tokens whose rows a rank has at hand where tokens do not travel: its group's, or everybody's after a gather."""
+    p = ctx.parallel
+    return ctx.tokens * float(p.dp_size * p.cp_size)
+
+
 def _route(ctx: Context, load: MoeLoad, travels: bool) -> list[Op]:
-    own = _own_tokens(ctx, travels)
-    n_experts, top_k = load.n_experts, load.top_k
+    own, seen = _own_tokens(ctx, travels), _seen_tokens(ctx)
     return [
-        gemm(ctx, "router", own, n_experts, ctx.hidden, ctx.model.storage.router, "router"),
-        elementwise(ctx, "top_k", own, n_experts, "router", reads=2.0),
-        elementwise(ctx, "permute", own, ctx.hidden, "permute", writes=1.0 if travels else top_k),
+        gemm(ctx, "router", own, load.n_experts, ctx.hidden, ctx.model.storage.router, "router"),
+        elementwise(ctx, "top_k", own, load.n_experts, "router", reads=2.0),
+        elementwise(ctx, "permute", own, ctx.hidden, "permute")
+        if travels
+        else elementwise(ctx, "permute", seen, ctx.hidden, "permute", writes=load.n_assignments / seen),
     ]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.errors import ParallelError
 from moesim.ops import Num
 from moesim.routing import Placement
 
@@ -27,7 +28,9 @@ class ExpertLayout:
 
     Device rank r belongs to expert rank r // `etp_size`; devices are in scale-up domains of `domain_size`. With
     `tokens_are_everywhere` (attention not data-parallel) nothing is dispatched. `dedup` sends a token once per destination
-    rank and once per destination domain; otherwise one copy per assignment travels (low-latency kernels).
+    rank and once per destination domain; otherwise one copy per assignment travels (low-latency kernels). Whole sequences
+    start on one of `attention_dp_size` groups of neighbouring ranks, which share the group's tokens out; None deals single
+    tokens to all ranks.
     """
 
     n_ranks: int
@@ -36,10 +39,18 @@ class ExpertLayout:
     domain_size: int
     tokens_are_everywhere: bool
     dedup: bool
+    attention_dp_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.ep_size * self.etp_size != self.n_ranks:
             raise ValueError("ep_size x etp_size must be n_ranks")
+        if self.n_ranks % min(self.domain_size, self.n_ranks):
+            raise ParallelError(
+                f"the {self.n_ranks} ranks of a stage do not fill whole scale-up domains", value=self.n_ranks,
+                allowed=f"less than {self.domain_size} or a multiple of it",
+            )  # fmt: skip
+        if self.n_ranks % (self.attention_dp_size or 1):
+            raise ValueError("attention_dp_size must divide n_ranks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,7 @@ def tile_rows(mean_tokens: Num) -> Num:
     Assumption, after the tile choices of the fused-MoE kernels in vLLM and of CUTLASS grouped GEMMs.
     """
     if isinstance(mean_tokens, float):
-        return 2.0 ** min(7.0, max(4.0, math.ceil(math.log2(max(mean_tokens, 1.0)))))
+        return float(2.0 ** min(7.0, max(4.0, math.ceil(math.log2(max(mean_tokens, 1.0))))))
     return np.asarray(2.0 ** np.clip(np.ceil(np.log2(np.maximum(mean_tokens, 1.0))), 4.0, 7.0))
 
 
@@ -115,59 +126,111 @@ def _traffic(
         zero = np.zeros((counts.shape[0], layout.n_ranks))
         return zero, zero, zero, zero
     share = placement.share_on_rank().astype(np.float32)
-    to_ep = np.matmul(counts.astype(np.float32), share)
-    n_ranks, domain = layout.n_ranks, min(layout.domain_size, layout.n_ranks)
-    tokens = np.maximum(tokens_per_rank, 1e-9).astype(np.float32)[None, :, None]
-    n_per_rank = placement.n_slots / layout.ep_size
-    copies = _distinct(to_ep, tokens, n_per_rank) if layout.dedup else to_ep
-    copies = np.repeat(copies, layout.etp_size, axis=2)
-    source_domain = np.arange(n_ranks) // domain
-    local = source_domain[:, None] == source_domain[None, :]
-    up = copies * (local & ~np.eye(n_ranks, dtype=bool))
-    if n_ranks <= domain:
-        zero = np.zeros((counts.shape[0], n_ranks))
-        return up.sum(axis=2).astype(float), up.sum(axis=1).astype(float), zero, zero
-    n_domains = n_ranks // domain
+    if layout.etp_size > 1:
+        share = np.repeat(share, layout.etp_size, axis=2)
     if not layout.dedup:
-        nic = copies * ~local
-        sums = (up.sum(axis=2), up.sum(axis=1), nic.sum(axis=2), nic.sum(axis=1))
-        return tuple(np.asarray(s, dtype=float) for s in sums)  # type: ignore[return-value]
-    return _two_hop(copies, up, to_ep, tokens, n_per_rank, layout, n_domains, domain)
+        return _direct(counts, share, layout)
+    n_ranks, domain = layout.n_ranks, min(layout.domain_size, layout.n_ranks)
+    to_rank = np.matmul(counts.astype(np.float32), share)
+    tokens = np.maximum(tokens_per_rank, 1e-9).astype(np.float32)[None, :, None]
+    top_k = float(counts[0].sum()) / max(float(np.sum(tokens_per_rank)), 1e-9)
+    copies = _distinct(to_rank, tokens, placement.n_slots, top_k, placement.n_slots / layout.ep_size)
+    blocks = copies.reshape(counts.shape[0], n_ranks // domain, domain, n_ranks // domain, domain)
+    inside = np.einsum("lpqpr->lpqr", blocks) * ~np.eye(domain, dtype=bool)
+    up_out = inside.sum(axis=3).reshape(-1, n_ranks).astype(float)
+    up_in = inside.sum(axis=2).reshape(-1, n_ranks).astype(float)
+    if n_ranks == domain:
+        zero = np.zeros_like(up_out)
+        return up_out, up_in, zero, zero
+    slices_there = min(layout.etp_size, domain)
+    to_domain = to_rank.reshape(counts.shape[0], n_ranks, n_ranks // domain, domain).sum(axis=3) / slices_there
+    n_there = placement.n_slots / layout.ep_size * domain / slices_there
+    crossing = _distinct(to_domain, tokens, placement.n_slots, top_k, n_there)
+    nic_out, nic_in, fwd_out, fwd_in = _two_hop(blocks, crossing, n_ranks, domain)
+    return up_out + fwd_out, up_in + fwd_in, nic_out, nic_in
+
+
+def _direct(
+    counts: NDArray[np.int64], share: NDArray[np.float32], layout: ExpertLayout
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """One copy per assignment and slice, straight to its rank. Only traffic inside domains needs the full matrix."""
+    n_layers, n_ranks, n_experts = counts.shape
+    domain = min(layout.domain_size, n_ranks)
+    n_domains = n_ranks // domain
+    near_counts = counts.astype(np.float32).reshape(n_layers, n_domains, domain, n_experts)
+    near_share = share.reshape(share.shape[0], n_experts, n_domains, domain).transpose(0, 2, 1, 3)
+    near = np.matmul(near_counts, near_share).astype(float)
+    up = near * ~np.eye(domain, dtype=bool)
+    up_out, up_in = up.sum(axis=3).reshape(n_layers, n_ranks), up.sum(axis=2).reshape(n_layers, n_ranks)
+    if n_domains == 1:
+        return up_out, up_in, np.zeros_like(up_out), np.zeros_like(up_out)
+    all_out = counts.sum(axis=2) * float(layout.etp_size)
+    all_in = np.matmul(counts.sum(axis=1, dtype=float)[:, None, :], share.astype(float))[:, 0, :]
+    nic_out = all_out - near.sum(axis=3).reshape(n_layers, n_ranks)
+    nic_in = all_in - near.sum(axis=2).reshape(n_layers, n_ranks)
+    return up_out, up_in, np.maximum(nic_out, 0.0), np.maximum(nic_in, 0.0)
 
 
 def _two_hop(
-    copies: NDArray[np.float32], up: NDArray[np.float32], to_ep: NDArray[np.float32], tokens: NDArray[np.float32],
-    n_per_rank: float, layout: ExpertLayout, n_domains: int, domain: int,
-) -> tuple[Num, Num, Num, Num]:  # fmt: skip
-    """High-throughput traffic: a token crosses to a domain once, to the peer of its own index, which forwards it inside."""
-    n_layers, n_ranks, _ = copies.shape
-    per_domain = (
-        np.repeat(to_ep, layout.etp_size, axis=2).reshape(n_layers, n_ranks, n_domains, domain).sum(axis=3)
-        / layout.etp_size
-    )
-    crossing = _distinct(per_domain, tokens, n_per_rank * domain / layout.etp_size)
-    own = np.arange(n_ranks) // domain
-    remote = own[:, None] != np.arange(n_domains)[None, :]
+    copies: NDArray[np.float32], crossing: NDArray[np.float32], n_ranks: int, domain: int
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """High-throughput traffic: a token crosses to a domain once, to the peer of its own index, which forwards it inside.
+
+    Args:
+        copies: [L, D, d, D, d] distinct tokens by source domain and index, and destination domain and index.
+        crossing: [L, n_ranks, D] distinct tokens by source rank and destination domain.
+        n_ranks: ranks.
+        domain: d, ranks of a domain.
+
+    Returns:
+        NIC out and in, forwarded out and in, [L, n_ranks] each.
+    """
+    n_layers, n_domains = copies.shape[0], n_ranks // domain
+    remote = np.arange(n_ranks)[:, None] // domain != np.arange(n_domains)[None, :]
     crossing = crossing * remote
-    nic_out = crossing.sum(axis=2)
-    by_peer = crossing.reshape(n_layers, n_domains, domain, n_domains)
-    nic_in = by_peer.sum(axis=1).transpose(0, 2, 1).reshape(n_layers, n_ranks)
-    blocks = copies.reshape(n_layers, n_domains, domain, n_domains, domain)
-    arriving = blocks.sum(axis=1) - np.einsum("lpqpr->lqpr", blocks)
-    same_rank = np.eye(domain, dtype=bool)[None, :, None, :]
-    forwarded = np.where(same_rank, 0.0, arriving)
-    fwd_out = forwarded.sum(axis=3).transpose(0, 2, 1).reshape(n_layers, n_ranks)
-    fwd_in = forwarded.sum(axis=1).reshape(n_layers, n_ranks)
-    up_out, up_in = up.sum(axis=2) + fwd_out, up.sum(axis=1) + fwd_in
-    return tuple(np.asarray(x, dtype=float) for x in (up_out, up_in, nic_out, nic_in))  # type: ignore[return-value]
+    nic_in = crossing.reshape(n_layers, n_domains, domain, n_domains).sum(axis=1).transpose(0, 2, 1)
+    arriving = copies.sum(axis=1) - np.einsum("lpqpr->lqpr", copies)
+    forwarded = np.where(np.eye(domain, dtype=bool)[None, :, None, :], 0.0, arriving)
+    fwd_out = forwarded.sum(axis=3).transpose(0, 2, 1)
+    fwd_in = forwarded.sum(axis=1)
+    flat = (crossing.sum(axis=2), nic_in, fwd_out, fwd_in)
+    nic_out, nic_in, fwd_out, fwd_in = (np.asarray(x, dtype=float).reshape(n_layers, n_ranks) for x in flat)
+    return nic_out, nic_in, fwd_out, fwd_in
 
 
 def _distinct(
-    assignments: NDArray[np.float32], tokens: NDArray[np.float32], n_experts_there: float
+    assignments: NDArray[np.float32], tokens: NDArray[np.float32], n_slots: int, top_k: float, n_there: float
 ) -> NDArray[np.float32]:
-    """Expected distinct tokens among assignments to a group of experts, as if each expert were chosen independently."""
-    chance = np.minimum(assignments / (tokens * np.float32(n_experts_there)), 1.0)
-    return np.asarray(tokens * (1.0 - (1.0 - chance) ** np.float32(n_experts_there)), dtype=np.float32)
+    """Expected distinct tokens among assignments to a group of experts.
+
+    T (1 - (1 - c)^m) with c the mean chance of an expert there and m chosen so that equal popularity gives the exact chance of
+    K picks without replacement to miss the group; exact for one expert too. Assumption in between.
+    """
+    chance = np.minimum(assignments / (tokens * np.float32(n_there)), 1.0)
+    miss_one = math.log1p(-min(top_k / n_slots, 1.0 - 1e-12))
+    miss_all = _chance_none_there(float(n_slots), top_k, n_there)
+    power = np.float32(min(math.log(max(miss_all, 1e-30)) / miss_one, 1e6))
+    return np.asarray(np.minimum(tokens * (1.0 - (1.0 - chance) ** power), assignments), dtype=np.float32)
+
+
+def _chance_none_there(n_slots: Num, top_k: Num, n_there: Num) -> Num:
+    """Chance that K of E equally popular experts, drawn without replacement, miss n given ones: C(E-n, K) / C(E, K)."""
+    left = n_slots - n_there - top_k
+    room = _at_least(left, 0.0)
+    log_chance = (
+        _log_gamma(room + top_k + 1.0) + _log_gamma(n_slots - top_k + 1.0)
+        - _log_gamma(room + 1.0) - _log_gamma(n_slots + 1.0)
+    )  # fmt: skip
+    if isinstance(log_chance, float):
+        return math.exp(min(log_chance, 0.0)) if left >= 0.0 else 0.0
+    return np.where(np.asarray(left) >= 0.0, np.exp(np.minimum(log_chance, 0.0)), 0.0)
+
+
+def _log_gamma(x: Num) -> Num:
+    """Exact for floats; Stirling's series for arrays, within 6e-4 for x >= 1 (scipy is too slow to import here)."""
+    if isinstance(x, float):
+        return math.lgamma(x)
+    return np.asarray((x - 0.5) * np.log(x) - x + 0.9189385332 + 1.0 / (12.0 * x) - 1.0 / (360.0 * x**3))
 
 
 def expected_load(
@@ -178,39 +241,59 @@ def expected_load(
     Means are exact for independent tokens: rank load T sum p_e, distinct experts sum 1 - (1 - p_e)^T. The excess of the fullest
     rank over its mean is sigma E[max of R normals] (Blom), which counts where ranks are alike; the hottest rank's mean counts
     where they are not. Assumes T p_e large enough for a normal.
+
+    Args:
+        inclusion: [L, E].
+        tokens: T of the pass; a grid of points is an array [..., 1, 1].
+        placement: slots of experts on expert ranks.
+        layout: ranks and domains.
+        source_tokens: tokens that start on the fullest source rank, shaped like `tokens`.
     """
     share = placement.share_on_rank()
     p, top_k = inclusion, float(inclusion[0].sum())
-    t = np.asarray(tokens, dtype=float)[..., None, None]
+    t = np.asarray(tokens, dtype=float)
+    if t.ndim and t.shape[-2:] != (1, 1):
+        raise ValueError("a grid of token numbers must end in two axes of length 1, for layers and ranks")
     mean = t * np.matmul(p[:, None, :], share)[:, 0, :]
     sigma = np.sqrt(t * np.matmul((p * (1.0 - p))[:, None, :], share)[:, 0, :])
-    even = mean.mean(axis=-1, keepdims=True) + sigma.mean(axis=-1, keepdims=True) * normal_max(layout.ep_size)
-    worst = np.minimum(np.maximum(mean.max(axis=-1, keepdims=True), even), t * top_k)
+    worst = np.minimum(_fullest(mean, sigma, layout.ep_size), t * top_k)
     chance = -np.expm1(t * np.log1p(-np.minimum(p, 1.0 - 1e-12)))
-    hit = np.matmul(chance[..., None, :], (share > 0).astype(float))[..., 0, :].max(axis=-1, keepdims=True)
+    there = (share > 0).astype(float)
+    hit_mean = np.matmul(chance[..., None, :], there)[..., 0, :]
+    hit_sigma = np.sqrt(np.matmul((chance * (1.0 - chance))[..., None, :], there)[..., 0, :])
+    hit = np.minimum(_fullest(hit_mean, hit_sigma, layout.ep_size), placement.n_slots / layout.ep_size)
+    hit = np.minimum(hit, np.maximum(worst, hit_mean.mean(axis=-1, keepdims=True)))
     peak = (t * p).max(axis=-1, keepdims=True)
-    source = np.asarray(source_tokens, dtype=float)[..., None, None]
     sizes = (float(placement.n_experts), float(placement.n_slots), top_k)
-    return _with_traffic(worst, hit, peak, False, t, source, sizes, layout)
+    return _with_traffic(worst, hit, peak, False, t, np.asarray(source_tokens, dtype=float), sizes, layout)
+
+
+def _fullest(mean: FloatArray, sigma: FloatArray, n_ranks: int) -> FloatArray:
+    """Expected maximum over ranks (last axis, kept): the hottest rank's mean, or the excess of equal ranks by chance."""
+    even = mean.mean(axis=-1, keepdims=True) + sigma.mean(axis=-1, keepdims=True) * normal_max(n_ranks)
+    return np.asarray(np.maximum(mean.max(axis=-1, keepdims=True), even))
 
 
 def uniform_load(
-    tokens: Num, n_experts: Num, top_k: Num, layout: ExpertLayout, source_tokens: Num, *,
-    balanced: bool, rank_imbalance_ratio: Num | None = None,
+    tokens: Num, n_experts: Num, top_k: Num, layout: ExpertLayout, source_tokens: Num, *, balanced: bool,
+    rank_imbalance_ratio: Num | None = None,
 ) -> MoeLoad:  # fmt: skip
-    """`expected_load` for equal popularity, without a router: tokens, experts, top-k and imbalance may be arrays.
+    """`expected_load` for equal popularity, without a router: any of tokens, experts and top-k may be arrays.
 
     `rank_imbalance_ratio` puts the fullest rank at that multiple of the mean instead of what chance makes of it.
     """
     p = top_k / n_experts
     per_rank = n_experts / layout.ep_size
     mean = tokens * top_k / layout.ep_size
+    excess = normal_max(layout.ep_size)
     if balanced:
         hit = per_rank * _clip_one(tokens * p)
         worst = mean
     else:
-        hit = per_rank * _chance_hit(p, tokens)
-        worst = mean + _sqrt(mean * (1.0 - p)) * normal_max(layout.ep_size)
+        worst = _at_most(mean + _sqrt(mean * (1.0 - p)) * excess, tokens * _at_most(top_k, per_rank))
+        chance = _chance_hit(p, tokens)
+        hit = per_rank * chance
+        hit = _at_most(_at_most(hit + _sqrt(hit * (1.0 - chance)) * excess, per_rank), _larger(worst, hit))
     if rank_imbalance_ratio is not None:
         worst = mean * rank_imbalance_ratio
     peak = tokens * p if balanced else tokens * p + _sqrt(tokens * p * (1.0 - p)) * 2.0
@@ -233,9 +316,13 @@ def _with_traffic(
     tile = tile_rows(per_hit)
     tiles = _ceil(per_hit / tile - 1e-9) if balanced else _at_least(per_hit / tile + 0.5, 1.0)
     padded = hit * tiles * tile
-    up, nic_out, nic_in, up_extra = _expected_copies(source_tokens, n_slots, top_k, layout)
+    up, nic_out, nic_in, up_extra = _expected_copies(tokens / float(layout.n_ranks), n_slots, top_k, layout)
     skew = worst * layout.ep_size / _at_least(tokens * top_k, 1e-9)
-    return MoeLoad(*sizes, worst, padded, hit, peak, up + up_extra, up * skew + up_extra, nic_out, nic_in * skew)
+    # the fullest source sends more than the mean one; who receives most is decided by the experts
+    fuller = source_tokens * float(layout.n_ranks) / _at_least(tokens, 1e-9)
+    return MoeLoad(
+        *sizes, worst, padded, hit, peak, up * fuller + up_extra, up * skew + up_extra, nic_out * fuller, nic_in * skew
+    )
 
 
 def _expected_copies(source_tokens: Num, n_slots: Num, top_k: Num, layout: ExpertLayout) -> tuple[Num, Num, Num, Num]:
@@ -253,14 +340,16 @@ def _expected_copies(source_tokens: Num, n_slots: Num, top_k: Num, layout: Exper
         nic = to_rank * float(n - domain)
         return up, nic, nic, up * 0.0
     n_other = n // domain - 1
-    crossing = _copies_to(source_tokens, top_k, n_slots, per_rank * domain / layout.etp_size, True) * float(n_other)
+    slices_there = min(layout.etp_size, domain)
+    crossing = _copies_to(source_tokens, top_k, n_slots, per_rank * domain / slices_there, True) * float(n_other)
     forwarded = to_rank * float((n - domain) * (domain - 1)) / float(domain)
     return up, crossing, crossing, forwarded
 
 
 def _copies_to(tokens: Num, top_k: Num, n_slots: Num, n_there: Num, dedup: bool) -> Num:
-    chance = top_k / n_slots
-    return tokens * (1.0 - (1.0 - chance) ** n_there) if dedup else tokens * chance * n_there
+    if dedup:
+        return tokens * (1.0 - _chance_none_there(n_slots, top_k, n_there))
+    return tokens * (top_k / n_slots * n_there)
 
 
 def normal_max(n: int) -> float:
@@ -296,3 +385,11 @@ def _ceil(x: Num) -> Num:
 
 def _at_least(x: Num, low: float) -> Num:
     return max(low, x) if isinstance(x, float) else np.maximum(x, low)
+
+
+def _at_most(x: Num, high: Num) -> Num:
+    return min(high, x) if isinstance(x, float) and isinstance(high, float) else np.minimum(x, high)
+
+
+def _larger(x: Num, low: Num) -> Num:
+    return max(low, x) if isinstance(x, float) and isinstance(low, float) else np.maximum(x, low)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
-from moesim.lowering.common import Pass
+from moesim.lowering.common import Pass, ceil_div
 from moesim.lowering.load import ExpertLayout, MoeLoad, drawn_load, expected_load, uniform_load
 from moesim.ops import Num
 from moesim.routing import Placement, RouterModel, build_router, contiguous, given, striped
@@ -41,8 +41,7 @@ class Routed:
     def expected(self, ffn: MoeFfn, indices: tuple[int, ...], step: Pass, layout: ExpertLayout) -> MoeLoad:
         """Expected load of the fullest rank, in closed form; tokens of the pass may be an array."""
         key, family = _key(ffn), self.spec.family
-        tokens = step.n_tokens
-        source = tokens / (1.0 if layout.tokens_are_everywhere else float(layout.n_ranks))
+        tokens, source = step.n_tokens, _fullest_source(step, layout)
         if family in (RouterFamily.UNIFORM, RouterFamily.BALANCED):
             n_slots, balanced = float(self.placements[key].n_slots), family is RouterFamily.BALANCED
             return uniform_load(tokens, n_slots, float(key[1]), layout, source, balanced=balanced)
@@ -51,12 +50,12 @@ class Routed:
 
     def draw(self, step: Pass, layout: ExpertLayout, rng: np.random.Generator) -> Counts:
         """Every token's experts in every layer, as counts [L, source ranks, E]."""
-        tokens = tokens_per_source(float(step.n_tokens), layout)
+        tokens = tokens_per_source(step, layout)
         return {key: router.sample_rank_counts(tokens, rng) for key, router in self.routers.items()}
 
     def drawn(self, ffn: MoeFfn, indices: tuple[int, ...], step: Pass, layout: ExpertLayout, counts: Counts) -> MoeLoad:
         """Load of every rank from `draw`."""
-        tokens = tokens_per_source(float(step.n_tokens), layout).astype(float)
+        tokens = tokens_per_source(step, layout).astype(float)
         of_layers = counts[_key(ffn)][self.rows(ffn, indices)]
         return drawn_load(of_layers, tokens, self._placement(ffn, indices), layout, ffn.num_experts_per_tok)
 
@@ -129,11 +128,33 @@ def place_experts(
     return striped(n_experts, n_ranks) if spec.kind is PlacementKind.STRIPED else contiguous(n_experts, n_ranks)
 
 
-def tokens_per_source(n_tokens: float, layout: ExpertLayout) -> NDArray[np.int64]:
-    """Tokens that each source rank routes, dealt as evenly as whole tokens allow; one source where tokens are everywhere."""
-    n_sources = 1 if layout.tokens_are_everywhere else layout.n_ranks
-    base, rest = divmod(round(n_tokens), n_sources)
-    return np.asarray([base + (i < rest) for i in range(n_sources)], dtype=np.int64)
+def tokens_per_source(step: Pass, layout: ExpertLayout) -> NDArray[np.int64]:
+    """Tokens that each source rank routes; one source where tokens are everywhere.
+
+    Whole sequences are dealt to the attention-DP groups as evenly as they go, and a group's ranks share its tokens out.
+    """
+    if layout.tokens_are_everywhere:
+        return np.asarray([round(float(step.n_tokens))], dtype=np.int64)
+    if layout.attention_dp_size is None:
+        return _dealt(round(float(step.n_tokens)), layout.n_ranks)
+    sequences = _dealt(round(float(step.batch)), layout.attention_dp_size)
+    n_inside, new = layout.n_ranks // layout.attention_dp_size, round(float(step.new_tokens))
+    return np.concatenate([_dealt(int(n) * new, n_inside) for n in sequences])
+
+
+def _fullest_source(step: Pass, layout: ExpertLayout) -> Num:
+    """Tokens that the fullest source rank routes; the batch may be an array."""
+    if layout.tokens_are_everywhere:
+        return step.n_tokens
+    if layout.attention_dp_size is None:
+        return step.n_tokens / float(layout.n_ranks)
+    n_inside = layout.n_ranks // layout.attention_dp_size
+    return ceil_div(step.batch, float(layout.attention_dp_size)) * step.new_tokens / float(n_inside)
+
+
+def _dealt(n: int, n_hands: int) -> NDArray[np.int64]:
+    base, rest = divmod(n, n_hands)
+    return np.asarray([base + (i < rest) for i in range(n_hands)], dtype=np.int64)
 
 
 def _key(ffn: MoeFfn) -> Key:

@@ -317,6 +317,14 @@ class ModelSpec(Frozen):
         """Distinct layers with how often each occurs, in order of first appearance."""
         return tuple(Counter(self.layers).items())
 
+    @cached_property
+    def layer_groups(self) -> tuple[tuple[LayerSpec, tuple[int, ...]], ...]:
+        """Distinct layers with the indices at which each occurs, in order of first appearance."""
+        indices: dict[LayerSpec, list[int]] = {}
+        for i, layer in enumerate(self.layers):
+            indices.setdefault(layer, []).append(i)
+        return tuple((layer, tuple(found)) for layer, found in indices.items())
+
     @property
     def embedding_params(self) -> int:
         """Weights of the token embedding."""

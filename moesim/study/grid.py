@@ -53,7 +53,9 @@ def time_grid(
         top_k if top_k is not None else defaults[1],
         rank_imbalance_ratio if rank_imbalance_ratio is not None else 1.0,
     ]
-    b, c, e, k, r = np.broadcast_arrays(*(np.asarray(x, dtype=float) for x in given))
+    shape = np.broadcast_shapes(*(np.shape(x) for x in given))
+    # one axis of points: more would be taken for layers and ranks
+    b, c, e, k, r = (np.broadcast_to(np.asarray(x, dtype=float), shape).ravel() for x in given)
     if min(b.min(), c.min(), e.min(), k.min(), r.min()) < 1 or (k > e).any():
         raise InputError("points of a grid must be at least 1, and top_k at most n_experts", field="grid")
     family = instance.routed.spec.family if instance.routed is not None else RouterFamily.UNIFORM
@@ -71,4 +73,4 @@ def time_grid(
         )  # fmt: skip
 
     program = lower(instance.model, instance.parallel, step, load_for, overlap=False)
-    return np.broadcast_to(np.asarray(step_time(program, instance.cost), dtype=float), b.shape)
+    return np.broadcast_to(np.asarray(step_time(program, instance.cost), dtype=float), b.shape).reshape(shape)
