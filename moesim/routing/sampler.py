@@ -20,7 +20,8 @@ __all__ = ["LayerLaw", "TokenRepeats", "draw_layer", "fresh_words", "link_layers
 
 Words = NDArray[np.uint32]
 Choices = NDArray[np.int32]
-_ROUNDS = 12
+_ROUNDS = 8
+_MANY = 5000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,10 +106,15 @@ def _redraw(
     left = np.arange(rows.size)
     before = before[:, rows]
     for _ in range(_ROUNDS):
-        at = rows[left]
-        out[left] = again = law.tables.draw(fresh_words((1, at.size), rng)[0], None if domains is None else domains[at])
-        refused = np.flatnonzero(_refused(before, again, groups, at))
-        left, before = left[refused], before[:, refused]
+        # few tokens are left: several tries at once cost no more than one
+        n_tries = 1 if left.size > _MANY else 4
+        at = np.tile(rows[left], n_tries)
+        again = law.tables.draw(fresh_words((1, at.size), rng)[0], None if domains is None else domains[at])
+        refused = _refused(np.tile(before, n_tries), again, groups, at).reshape(n_tries, -1)
+        first = refused.argmin(axis=0)
+        out[left] = again.reshape(n_tries, -1)[first, np.arange(left.size)]
+        still = np.flatnonzero(refused.all(axis=0))
+        left, before = left[still], before[:, still]
         if not left.size:
             return out
     out[left] = _draw_exactly(law, before, groups, rows[left], rng, domains)

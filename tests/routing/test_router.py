@@ -339,3 +339,15 @@ def test_bad_sample_requests():
                 lambda: model.sample_rank_counts([3, -1], rng)):  # fmt: skip
         with pytest.raises(InputError):
             bad()
+
+
+@pytest.mark.parametrize(("limits", "limit_s"), [((1, 1), 0.3), ((8, 4), 0.5)])
+def test_counts_of_a_decode_pass_over_64_ranks_are_quick(limits, limit_s):
+    """Measured 0.06 s and 0.14 s of processor time; the limits leave room for slower machines."""
+    model = build_router(RoutingSpec(family="zipf", skew=0.8), 58, 256, 8, *limits)
+    rng, took = np.random.default_rng(0), []
+    for _ in range(3):
+        start = time.process_time()
+        model.sample_rank_counts([128] * 64, rng)
+        took.append(time.process_time() - start)
+    assert min(took) < limit_s
