@@ -17,7 +17,8 @@ app = typer.Typer(
 )  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32, help="Seed of every random draw.")]
+MOST_RANKS, MOST_TOKENS = 2**17, 10**9
 
 
 def _version(value: bool) -> None:
@@ -40,7 +41,7 @@ def run(
     scenario: Annotated[str, typer.Argument(help="A shipped scenario's name (see `moesim list`) or a YAML file.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; reports/<scenario> by default.")] = None,
     engine: Annotated[str | None, typer.Option(help="analytic or flow; the scenario's own by default.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Overrides the scenario's seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32, help="Overrides the scenario's seed.")] = None,
 ) -> None:
     """Run a scenario file and write a report."""
     from moesim.cli.run import run_command
@@ -61,15 +62,19 @@ def estimate(
     hardware: Annotated[str, typer.Option(help="Cluster or device, by name or file.")],
     model: Annotated[str, typer.Option(help="Model by name, Hugging Face id, card, or config.json.")],
     phase: Annotated[str, typer.Option(help="prefill or decode.")] = "decode",
-    batch: Annotated[int, typer.Option(min=1, help="Sequences in the pass.")] = 1,
-    context: Annotated[int, typer.Option(min=1, help="Tokens: new ones in prefill, the context in decode.")] = 1024,
-    cached: Annotated[int, typer.Option(min=0, help="Tokens already cached before a prefill.")] = 0,
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks.")] = 1,
-    ep: Annotated[int, typer.Option(min=1, help="Expert-parallel ranks.")] = 1,
-    dp: Annotated[int, typer.Option(min=1, help="Attention data-parallel ranks.")] = 1,
-    pp: Annotated[int, typer.Option(min=1, help="Pipeline stages.")] = 1,
-    cp: Annotated[int, typer.Option(min=1, help="Context-parallel ranks.")] = 1,
-    redundant_experts: Annotated[int, typer.Option(min=0, help="Extra expert slots, placed by EPLB.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Sequences in the pass.")] = 1,
+    context: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens: new ones in prefill, the context in decode.")
+    ] = 1024,
+    cached: Annotated[int, typer.Option(min=0, max=MOST_TOKENS, help="Tokens already cached before a prefill.")] = 0,
+    tp: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Tensor-parallel ranks.")] = 1,
+    ep: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Expert-parallel ranks.")] = 1,
+    dp: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Attention data-parallel ranks.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Pipeline stages.")] = 1,
+    cp: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Context-parallel ranks.")] = 1,
+    redundant_experts: Annotated[
+        int, typer.Option(min=0, max=MOST_RANKS, help="Extra expert slots, placed by EPLB.")
+    ] = 0,
     routing: Annotated[
         str, typer.Option(help="balanced, uniform, FAMILY:SKEW (zipf:0.8), or preset:NAME.")
     ] = "uniform",

@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from moesim.errors import InputError, nearest
+from moesim.specs.load import plain_words
 from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, RoutingSpec
 
 __all__ = ["choice", "routing_spec"]
@@ -47,7 +48,9 @@ def routing_spec(text: str, redundant_experts: int = 0) -> RoutingSpec:
                 "needs a number after the colon", field="--routing", value=text, allowed=f"{word}:0.8"
             ) from None
     elif family in (RouterFamily.PRESET, RouterFamily.TRACE):
-        fields[family.value] = rest or None
+        if not rest:
+            raise InputError("needs a name after the colon", field="--routing", value=text, allowed=f"{word}:NAME")
+        fields[family.value] = rest
     elif family is RouterFamily.POPULARITY or rest:
         raise InputError(
             "takes no value here", field="--routing", value=text, allowed="a scenario file for popularity vectors"
@@ -57,5 +60,4 @@ def routing_spec(text: str, redundant_experts: int = 0) -> RoutingSpec:
     try:
         return RoutingSpec.model_validate(fields)
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InputError(message, field="--routing", value=text) from None
+        raise InputError(plain_words(error.errors()[0]["msg"]), field="--routing", value=text) from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from moesim.cli.choices import choice, routing_spec
 from moesim.cli.table import print_json, table
+from moesim.errors import InputError
 from moesim.ops import Phase
 from moesim.specs.dtypes import Dtype
 from moesim.specs.parallel import ParallelSpec
@@ -46,8 +47,12 @@ def estimate_command(args: EstimateArguments) -> None:
         weight_dtype=choice(Dtype, args.weight_dtype, "--weight-dtype") if args.weight_dtype else None,
         kv_dtype=choice(Dtype, args.kv_dtype, "--kv-dtype") if args.kv_dtype else None,
     )  # fmt: skip
+    model = resolve_model(spec)
+    if not model.is_moe and (args.routing != "uniform" or parallel.redundant_experts):
+        field = "--redundant-experts" if parallel.redundant_experts else "--routing"
+        raise InputError(f"{model.name} is dense: it has no experts", field=field, hint="leave it out")
     result = estimate_pass(
-        resolve_model(spec), args.hardware, parallel, choice(Phase, args.phase, "--phase"), batch=args.batch,
+        model, args.hardware, parallel, choice(Phase, args.phase, "--phase"), batch=args.batch,
         context=args.context, cached=args.cached, routing=routing, engine=choice(Engine, args.engine, "--engine"),
         seed=args.seed, calibration=args.calibration,
     )  # fmt: skip
@@ -59,9 +64,8 @@ def estimate_command(args: EstimateArguments) -> None:
 
 def _print(r: EstimateResult) -> None:
     print(f"{r.model} on {r.hardware}, {r.parallel}: {r.phase}, batch {r.batch}, context {r.context} ({r.engine})")
-    print(
-        f"memory   {r.memory_bytes / 1e9:.1f} GB of {r.capacity_bytes / 1e9:.1f} GB per rank, room for {r.max_sequences} sequences"
-    )
+    used = f"{r.memory_bytes / 1e9:.1f} GB of {r.capacity_bytes / 1e9:.1f} GB per rank"
+    print(f"memory   {used}, room for {r.max_sequences} sequences")
     if r.time_s is None:
         print(f"outcome  {r.outcome}: {r.reason}")
         for remedy in r.remedies[1:]:

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from moesim.cli.choices import choice
+from moesim.cli.table import table
 from moesim.report import load_result, render, write_report
 from moesim.specs.scenario import Engine
-from moesim.study.results import RunResult
+from moesim.study.results import RunResult, SystemResult
 from moesim.study.run import load_scenario, run_scenario
 
 __all__ = ["report_command", "run_command"]
@@ -44,11 +45,25 @@ def report_command(directory: Path) -> None:
 
 
 def _say(result: RunResult, out_dir: Path, seconds: float | None) -> None:
-    print(f"\n{result.scenario.title}\n")
+    at = result.scenario.workload.concurrency[len(result.scenario.workload.concurrency) // 2]
+    print(f"\n{result.scenario.title}, {at} requests in flight")
+    header = ("system", "active", "TTFT ms", "TPOT ms", "tok/s", "GB/rank", "J/tok", "$/Mtok")
+    table(header, [_row(system, at) for system in result.systems])
     for line in result.headline:
         print(f"- {line}")
     took = f" in {seconds:.1f} s" if seconds is not None else ""
     print(f"\nwritten to {out_dir / 'report.html'}{took}")
+
+
+def _row(system: SystemResult, at: int) -> tuple[str, ...]:
+    p = next(point for point in system.points if point.concurrency == at)
+    size = (system.name, f"{system.n_active_params / 1e9:.1f} of {system.n_params / 1e9:.1f}B")
+    if p.ttft_s is None or p.tpot_s is None or p.output_tokens_per_s is None:
+        return (*size, p.outcome, "", "", f"{system.memory.total_bytes / 1e9:.0f}", "", "")
+    energy = "" if p.energy_j_per_output_token is None else f"{p.energy_j_per_output_token:.2f}"
+    usd = "" if p.usd_per_million_output_tokens is None else f"{p.usd_per_million_output_tokens:.2f}"
+    times = (f"{p.ttft_s * 1e3:.0f}", f"{p.tpot_s * 1e3:.1f}", f"{p.output_tokens_per_s:,.0f}")
+    return (*size, *times, f"{system.memory.total_bytes / 1e9:.0f}", energy, usd)
 
 
 def _progress() -> Progress:

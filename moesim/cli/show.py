@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moesim.cli.table import print_json, table
-from moesim.errors import InputError
+from moesim.errors import InputError, nearest
 from moesim.specs.catalog import load_hardware, load_model, names
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec
@@ -58,13 +58,15 @@ def hardware_command(name: str, as_json: bool) -> None:
         return
     print(f"{summary.name}: {summary.n_devices} x {summary.device}")
     rows = [(row.what, row.value, row.origin, row.source) for row in summary.rows]
-    table(("what", "value", "origin", "source"), rows)
+    table(("what", "value", "origin", "source"), rows, wrap=True)
 
 
 def list_command(kind: str, as_json: bool) -> None:
     """Print names of the catalog."""
     if kind != "all" and kind not in KINDS:
-        raise InputError("not known", field="kind", value=kind, allowed=", ".join([*KINDS, "all"]))
+        close = nearest(kind, KINDS)
+        hint = f"did you mean {close[0]!r}?" if close else None
+        raise InputError("not known", field="kind", value=kind, allowed=", ".join([*KINDS, "all"]), hint=hint)
     wanted = KINDS if kind == "all" else {kind: KINDS[kind]}
     found = {title: list(names(what)) for title, what in wanted.items()}
     if as_json:

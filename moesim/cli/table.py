@@ -16,15 +16,16 @@ def print_json(data: Any) -> None:
     sys.stdout.write("\n")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table: first column left, the others right."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, wrap: bool = False) -> None:
+    """A table: first column left, the others right and on one line unless they hold text to `wrap`."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
-        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        first_or_text = i == 0 or wrap
+        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=not first_or_text)
     for row in rows:
         grid.add_row(*row)
     Console().print(grid)

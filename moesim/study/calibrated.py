@@ -15,5 +15,6 @@ def find_calibration(name: str | None, device: str) -> CalibratedOps | None:
         CatalogError: `name` is not among the device's calibrations.
     """
     if name is not None:
-        raise CatalogError("no calibration of this name", field="calibration", value=name)
+        raise CatalogError("no calibration of this name", field="calibration", value=name,
+                           hint=f"none is shipped for {device} yet; leave it out for default efficiencies")  # fmt: skip
     return None

@@ -41,8 +41,8 @@ def sentence(reference: str, other: str, ratio: float | None, error_a: float | N
     better, worse, by = (reference, other, ratio) if ratio >= 1 else (other, reference, 1.0 / ratio)
     if error_a is None or error_b is None:
         if by < TOO_CLOSE:
-            return f"too close to call ({reference} against {other}, ratio {ratio:.2f}, efficiencies assumed)"
-        return f"{better} is cheaper than {worse}, {by:.2f}x (efficiencies assumed, no interval)"
+            return f"too close to call ({reference} against {other}, ratio {ratio:.2f}; efficiencies assumed)"
+        return f"{better} is cheaper than {worse}, {by:.2f}x (efficiencies assumed)"
     low, high = by * (1 - error_a) / (1 + error_b), by * (1 + error_a) / (1 - error_b)
     if low < 1.0:
         return f"too close to call ({reference} against {other}, ratio {by:.2f} [{low:.2f}, {high:.2f}])"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moesim.specs.scenario import Basis, Engine, ScenarioSpec, SystemKind
-from moesim.study.results import Comparison, FlipCurve, Point, SystemResult
+from moesim.study.results import Comparison, FlipCurve, SystemResult
 
 __all__ = ["headline", "limits"]
 
@@ -13,44 +13,36 @@ __all__ = ["headline", "limits"]
 def headline(
     systems: Sequence[SystemResult], comparisons: Sequence[Comparison], flips: Sequence[FlipCurve], at: int
 ) -> tuple[str, ...]:
-    """What each costs, which is better and why, and where that flips."""
-    lines = [_cost(system, at) for system in systems if system.basis is Basis.NAMED]
-    lines += [_moe_idea(system, at) for system in systems if system.kind is SystemKind.MOE]
-    named = [c for c in comparisons if c.concurrency == at and c.basis is Basis.NAMED]
-    lines += [f"At {at} requests in flight: {c.verdict}. Why: {c.why}." for c in named]
-    twins = [c for c in comparisons if c.concurrency == at and c.basis is not Basis.NAMED]
-    lines += [f"Against its dense twin of {c.basis.value.replace('_', ' ')}: {c.verdict}." for c in twins]
-    lines += [f"Along {flip.axis.value.replace('_', ' ')}, {flip.summary}." for flip in flips if flip.crossings]
-    return tuple(lines)
+    """Which is better and why, what makes the MoE cheap, how it stands against dense twins, and where the verdict flips."""
+    now = [c for c in comparisons if c.concurrency == at]
+    lines = [f"At {at} requests in flight: {c.verdict}. Why: {c.why}." for c in now if c.basis is Basis.NAMED]
+    first_moe = next((s for s in systems if s.kind is SystemKind.MOE), None)
+    if first_moe is not None:
+        lines.append(_moe_idea(first_moe))
+    twins = [c for c in now if c.basis is not Basis.NAMED]
+    if twins:
+        lines.append(f"Against dense twins of {twins[0].reference}: {'; '.join(_twin(c) for c in twins)}.")
+    return tuple(lines + _flips(flips, {c.other for c in now if c.basis in (Basis.NAMED, Basis.EQUAL_QUALITY)}))
 
 
-def _cost(system: SystemResult, at: int) -> str:
-    point = _at(system, at)
-    size = f"{system.name} ({_size(system)}, {system.parallel} x {system.n_instances})"
-    if point.outcome != "ok" or point.tpot_s is None or point.ttft_s is None or point.output_tokens_per_s is None:
-        return f"{size} does not run with {at} requests in flight: {point.outcome}; {point.reason}."
-    parts = [
-        f"TTFT {point.ttft_s * 1e3:.0f} ms, TPOT {point.tpot_s * 1e3:.1f} ms",
-        f"{point.output_tokens_per_s:,.0f} output tokens/s",
-        f"{sum(system.memory.weights_bytes.values()) / 1e9:.1f} GB of weights per rank",
-    ]
-    if point.energy_j_per_output_token is not None:
-        parts.append(f"{point.energy_j_per_output_token:.2g} J per output token")
-    if point.usd_per_million_output_tokens is not None:
-        parts.append(f"${point.usd_per_million_output_tokens:.2f} per million output tokens")
-    return f"{size} with {at} requests in flight: {', '.join(parts)}."
+def _twin(c: Comparison) -> str:
+    basis = c.basis.value.replace("_", " ")
+    if c.usd_ratio is None:
+        return f"{basis}: {c.verdict}"
+    return f"{basis} costs {c.usd_ratio:.2f}x as much per token"
 
 
-def _size(system: SystemResult) -> str:
-    total, active = system.n_params / 1e9, system.n_active_params / 1e9
-    if system.kind is SystemKind.DENSE:
-        return f"{total:.1f}B parameters, all at work"
-    if system.kind is SystemKind.ENSEMBLE:
-        return f"{system.n_members} whole models, {total:.1f}B parameters stored, {active:.1f}B per request"
-    return f"{total:.1f}B parameters, {active:.1f}B at work per token"
+def _flips(flips: Sequence[FlipCurve], others: set[str]) -> list[str]:
+    """One sentence per axis, about the systems named and the twin of equal quality."""
+    lines = []
+    for axis in dict.fromkeys(flip.axis for flip in flips):
+        crossing = [f for f in flips if f.axis is axis and f.crossings and f.other in others]
+        if crossing:
+            lines.append(f"Along {axis.value.replace('_', ' ')}: {'; '.join(f.summary for f in crossing)}.")
+    return lines
 
 
-def _moe_idea(system: SystemResult, at: int) -> str:
+def _moe_idea(system: SystemResult) -> str:
     """The idea with this system's own numbers."""
     idle = 1.0 - system.n_active_params / system.n_params
     text = (
@@ -87,7 +79,3 @@ def limits(scenario: ScenarioSpec, engine: Engine) -> tuple[str, ...]:
             0, "This scenario rests on rumours: its model is an assumption throughout, and so is every result."
         )
     return tuple(notes)
-
-
-def _at(system: SystemResult, concurrency: int) -> Point:
-    return next(p for p in system.points if p.concurrency == concurrency)

@@ -56,10 +56,12 @@ def build_candidates(
         try:
             model = resolve_model(spec)
             _check_kind(spec, model)
+            _check_context(scenario, model)
             candidates.append(Candidate(spec, Basis.NAMED, build_system(spec, model, hardware, calibration, rng)))
         except InputError as error:
             inner = f".{error.field}" if error.field else ""
-            where = "parallel" if isinstance(error, ParallelError) else ""
+            is_split = isinstance(error, ParallelError) and not inner.startswith(".routing")
+            where = "parallel" if is_split else ""
             error.field = f"systems.{i}{'.' + where if where else ''}{inner}"
             raise
     reference = next(c for c in candidates if c.spec.name == scenario.reference.name)
@@ -100,6 +102,15 @@ def _check_kind(spec: SystemSpec, model: ModelSpec) -> None:
         raise InputError(
             "has experts, but the system's kind is 'dense'", field="model", value=spec.model, hint="use kind: moe"
         )
+
+
+def _check_context(scenario: ScenarioSpec, model: ModelSpec) -> None:
+    limit, longest = model.max_position_embeddings, scenario.workload.longest_context
+    if limit is not None and longest > limit:
+        raise InputError(
+            "takes a shorter context than the workload's input_tokens + output_tokens", field="model", value=model.name,
+            allowed=f"up to {limit} tokens, not {longest}",
+        )  # fmt: skip
 
 
 def twin_system(
