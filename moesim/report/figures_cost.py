@@ -66,18 +66,18 @@ def pareto(result: RunResult) -> FigureBlock | None:
     ]
     if not points:
         return None
-    best = {
-        (i, c) for i, x, y, c in points if not any((u >= x and v > y) or (u > x and v >= y) for _, u, v, _ in points)
-    }
+    real = [p for p in points if result.systems[p[0]].basis.value == "named"]
+    best = {(i, c) for i, x, y, c in real if not any((u >= x and v > y) or (u > x and v >= y) for _, u, v, _ in real)}
     with drawing(4.6) as (figure, (axes,)):
         for index in range(len(result.systems)):
             own = [(x, y, c) for i, x, y, c in points if i == index]
             if not own:
                 continue
             colour, marker = stand_in(system_colour(index)), MARKERS[index % len(MARKERS)]
-            axes.plot([x for x, _, _ in own], [y for _, y, _ in own], color=colour, alpha=0.3, linewidth=1.2)
+            style = line_style(result.systems[index])
+            axes.plot([x for x, _, _ in own], [y for _, y, _ in own], color=colour, alpha=0.4, linewidth=1.2, linestyle=style)
             for x, y, c in own:
-                axes.plot(x, y, marker, color=colour, alpha=1.0 if (index, c) in best else 0.3, gid=f"tip-{index}-{c}")
+                axes.plot(x, y, marker, color=colour, alpha=1.0 if (index, c) in best else 0.4, gid=f"tip-{index}-{c}")
         front = sorted((x, y) for i, x, y, c in points if (i, c) in best)
         axes.plot(
             [x for x, _ in front], [y for _, y in front], color=stand_in("soft"), linewidth=1.0, linestyle=(0, (4, 3))
@@ -97,7 +97,8 @@ def pareto(result: RunResult) -> FigureBlock | None:
     return FigureBlock(
         "pareto", "Throughput against interactivity", alt, svg,
         "Up and to the right is better. Numbers are requests in flight. Faded points are dominated: some other point is at "
-        "least as quick for the user and gives more tokens per device. The dashed line joins the points that are not.",
+        "least as quick for the user and gives more tokens per device. The grey line joins the points that are not. "
+        "Dense twins are drawn faded and dominate nothing: they exist only for the comparison.",
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from moesim.study.results import FlipCurve, RunResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["AXIS_WORDS", "axis_value", "break_even", "crossings_of"]
+__all__ = ["AXIS_WORDS", "axis_label", "axis_value", "break_even", "crossings_of"]
 
 #: What an axis is called.
 AXIS_WORDS = {
@@ -59,7 +59,7 @@ def axis_value(x: float, unit: str) -> str:
     """
     if unit == "B/s":
         return f"{number(x / 1e9)} GB/s"
-    return f"{x:,.0f} {unit}".strip() if x >= 100 else f"{number(x, 2)} {unit}".strip()
+    return f"{x:,.0f} {unit}".strip() if x >= 100 else f"{number(x)} {unit}".strip()
 
 
 def _figure(result: RunResult, index: int, curves: list[FlipCurve]) -> FigureBlock:
@@ -77,14 +77,23 @@ def _figure(result: RunResult, index: int, curves: list[FlipCurve]) -> FigureBlo
         for axes, name in ((usd, "Dollars per token"), (tpot, "Time per output token")):
             _sides(axes, low, high, short_name(reference, 30))
             axes.set_title(f"{name}: other over {short_name(reference, 24)}")
-            axes.set_xlabel(words if unit in words or not unit or unit == "requests" else f"{words} ({unit})")
+            axes.set_xlabel(axis_label(words, unit))
             log_axis(axes, "x", *_ticks(curves, factor))
             log_axis(axes, "y")
         handles, labels = usd.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2)
-        alt = " ".join(c.summary for c in curves)
+        alt = " ".join(f"Against {c.other}: {c.summary.rstrip('.')}." for c in curves)
         svg = to_svg(figure, f"fig-flip-{index}", title, alt)
     return FigureBlock(f"flip-{index}", title, alt, svg, alt)
+
+
+def axis_label(words: str, unit: str) -> str:
+    """What the axis counts, without saying it twice."""
+    if unit == "x link bandwidth":
+        return "link bandwidth, as a multiple of the hardware's own"
+    if unit in words:
+        return words
+    return unit if words.split()[-1] in unit else f"{words} ({unit})"
 
 
 def _curve(
@@ -107,16 +116,19 @@ def _curve(
     found = crossings_of(curve.x, ratio)
     if crossings is not None and len(crossings) == len(found):
         found = list(crossings)
-    rising = [r for r in ratio if r is not None][-1:] >= [r for r in ratio if r is not None][:1]
-    for place in found:
+    lo, hi = math.log(max(min(x), 1e-12)), math.log(max(x))
+    for n, place in enumerate(found):
         axes.plot(
             place / factor, 1.0, "o", markersize=9, markerfacecolor="none", markeredgecolor=stand_in("alarm"), zorder=4
         )
-        axes.annotate(
-            axis_value(place, curve.unit), (place / factor, 1.0), (-6 if rising else 6, 7), textcoords="offset points",
-            ha="right" if rising else "left", fontsize=8.5,
-            color=stand_in("alarm"),
+        at_right = math.log(place / factor) > lo + 0.85 * (hi - lo)
+        label = axes.annotate(
+            axis_value(place, curve.unit if factor != 1.0 else ""), (place / factor, 1.0),
+            (-7 if at_right else 7, -14 if (i + n) % 2 else 7), textcoords="offset points", ha="right" if at_right else "left",
+            fontsize=8.5, color=stand_in("alarm"), zorder=5,
+            bbox={"facecolor": stand_in("paper"), "edgecolor": "none", "pad": 0.6, "alpha": 0.75},
         )  # fmt: skip
+        label.set_in_layout(False)
 
 
 def _sides(axes: Axes, low: float, high: float, reference: str) -> None:
@@ -134,7 +146,7 @@ def _sides(axes: Axes, low: float, high: float, reference: str) -> None:
 
 
 def _ticks(curves: list[FlipCurve], factor: float) -> tuple[list[float], list[str]]:
-    values = sorted({v for c in curves for v in c.x})
+    values = sorted({v for c in curves for v, *r in zip(c.x, c.usd_ratio, c.tpot_ratio, strict=True) if any(r)})
     step = max(1, -(-len(values) // 7))
     chosen = values[::step]
     return [v / factor for v in chosen], [

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["gap_split", "roofline"]
 
 
+_SMALLEST_SHARE = 0.003
+
+
 @dataclass(frozen=True, slots=True)
 class _Dot:
     """An operator on the roofline."""
@@ -72,7 +75,8 @@ def roofline(result: RunResult) -> FigureBlock | None:
     return FigureBlock(
         "roofline", "Roofline: what each operator is bound by", alt, svg,
         "Filled circles are decode, open squares prefill; area is the share of the pass. Left of the ridge memory bandwidth "
-        "is the roof, right of it arithmetic. Communication and operators without arithmetic have no place here.",
+        "is the roof, right of it arithmetic. Left out: communication, operators without arithmetic, those "
+        "below 0.3% of their pass, and dense twins.",
     )  # fmt: skip
 
 
@@ -93,7 +97,8 @@ def gap_split(result: RunResult) -> FigureBlock | None:
         svg = to_svg(figure, "fig-gap", "From balanced closed form to simulation", " ".join(alts))
     return FigureBlock(
         "gap", "What imbalance, contention and overlap cost", " ".join(alts), svg,
-        "Balanced: the closed form with every expert equally loaded. Imbalance: the drawn load instead. Contention: waiting "
+        "Balanced: the closed form with every expert equally loaded. Imbalance: the drawn load instead; it is negative "
+        "where a skewed load touches fewer experts, so fewer weights are read. Contention: waiting "
         "for ports and for late data that only the simulation sees. Overlap: what running work beside the exchange saves. "
         "Waits are means per rank; they overlap with imbalance and do not add up to it.",
     )  # fmt: skip
@@ -110,9 +115,10 @@ def _dots(result: RunResult) -> list[_Dot]:
     return [
         _Dot(i, d.phase, row, row.time_s / d.time_s)
         for i, s in enumerate(result.systems)
+        if s.basis.value == "named"
         for d in s.details
         for row in d.operators
-        if row.flops > 0 and row.moved_bytes > 0 and row.time_s > 0 and row.group != "communication"
+        if row.flops > 0 and row.moved_bytes > 0 and row.time_s > _SMALLEST_SHARE * d.time_s and row.group != "communication"
     ]
 
 
@@ -177,7 +183,8 @@ def _waterfall(axes: Axes, index: int, system: SystemResult, detail: PhaseDetail
     if gap is None:
         return
     total, soft = stand_in(system_colour(index)), stand_in("soft")
-    steps = (("imbalance", gap.imbalance_s), ("contention", gap.contention_s), ("overlap", gap.overlap_s))
+    parts = (("imbalance", gap.imbalance_s), ("contention", gap.contention_s), ("overlap", gap.overlap_s))
+    steps = [(name, seconds if abs(seconds) > 1e-6 * gap.simulated_s else 0.0) for name, seconds in parts]
     axes.bar(0, gap.balanced_s * 1e3, color=total, width=0.62, alpha=0.55)
     at = gap.balanced_s
     for x, (_, seconds) in enumerate(steps, start=1):
@@ -205,6 +212,10 @@ def _waterfall(axes: Axes, index: int, system: SystemResult, detail: PhaseDetail
 def _waits(axes: Axes, detail: PhaseDetail) -> None:
     waits = {} if detail.gap is None else detail.gap.waits_s
     labels = sorted(waits)
+    if not any(waits.values()):
+        axes.set_axis_off()
+        axes.text(0.0, 0.9, "No rank waits: all have the same work.", transform=axes.transAxes, color=stand_in("soft"))
+        labels = []
     for row, cause in enumerate(labels):
         axes.barh(row, waits[cause] * 1e3, color=stand_in("s5"), height=0.36)
         axes.annotate(

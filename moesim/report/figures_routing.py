@@ -40,9 +40,9 @@ def sketch() -> FigureBlock:
             "models and it stays there. MoE: in every layer a router sends each token to a few of that layer's experts, so "
             "tokens zigzag, each on its own path."
         )
-        svg = to_svg(figure, "fig-sketch", "Three ways to spend parameters", alt)
+        svg = to_svg(figure, "fig-sketch", "Which weights a token meets", alt)
     return FigureBlock(
-        "sketch", "Three ways to spend parameters", alt, svg,
+        "sketch", "Which weights a token meets", alt, svg,
         "Coloured lines are tokens (in the ensemble: all tokens of a request), from bottom to top; the experts that a token "
         "meets beside its first choice are left out.",
     )  # fmt: skip

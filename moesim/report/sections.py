@@ -16,9 +16,9 @@ from moesim.report.document import (
     Table,
 )
 from moesim.report.figures import Figures, draw
-from moesim.report.figures_flip import AXIS_WORDS
 from moesim.report.tables import (
     comparison_table,
+    flip_table,
     focus_concurrency,
     inputs_table,
     memory_table,
@@ -30,10 +30,12 @@ from moesim.report.tables import (
 )
 from moesim.report.text import ORIGIN_WORDS, number, parameters, plural, power_of_ten
 from moesim.specs.base import Origin
-from moesim.specs.scenario import SystemKind
-from moesim.study.results import FlipCurve, RunResult, SystemResult
+from moesim.specs.scenario import Basis, SystemKind
+from moesim.study.results import RunResult, SystemResult
 
 __all__ = ["build"]
+
+N_LEADS = 3
 
 
 def build(result: RunResult) -> Document:
@@ -87,25 +89,33 @@ def _answer(result: RunResult) -> Section:
     verdicts = [line for line in result.headline if any(c.verdict and c.verdict in line for c in result.comparisons)]
     flips = [line for line in result.headline if line not in verdicts and any(f.summary in line for f in result.flips)]
     costs = [line for line in result.headline if line not in verdicts and line not in flips]
-    blocks: list[Block] = []
-    lead = verdicts[:1] or costs[:1]
-    blocks += [Paragraph(line.split(" Why: ")[0], lead=True) for line in lead]
+    named = [c.verdict for c in result.comparisons if c.basis is Basis.NAMED and c.concurrency == at]
+    leads = ([line for line in verdicts if any(v in line for v in named)] or verdicts or costs)[:N_LEADS]
+    blocks: list[Block] = [Paragraph(line.split(" Why: ")[0], lead=True) for line in leads]
     blocks.append(results_table(result, [at], "answer", f"What each costs with {plural(at, 'request')} in flight"))
-    blocks.append(Bullets(tuple(line for line in costs if line not in lead)))
-    if verdicts:
-        blocks.append(Callout("verdict", "Which is better, and why", "", tuple(verdicts)))
-    table = comparison_table(result, at, "comparisons")
-    if table is not None:
-        blocks.append(table)
-    told = " ".join(flips)
-    all_flips = [*flips, *(_flip_text(f) for f in result.flips if f.summary not in told)]
-    if all_flips:
-        blocks.append(Callout("note", "Where it flips", "", tuple(all_flips)))
-    return Section("answer", "The answer", tuple(b for b in blocks if b != Bullets(())))
+    reasons = [_reason(result, line, at, line in leads) for line in verdicts]
+    if reasons:
+        blocks.append(Callout("verdict", "Which is better, and why", "", tuple(reasons)))
+    blocks += _there(comparison_table(result, at, "comparisons"))
+    if flips:
+        blocks.append(Callout("note", "Where it flips", "", tuple(flips)))
+    blocks += _there(flip_table(result))
+    words = tuple(line for line in costs if line not in leads)
+    if words:
+        blocks.append(Callout("note", "Each system in words", "", words))
+    return Section("answer", "The answer", tuple(blocks))
 
 
-def _flip_text(flip: FlipCurve) -> str:
-    return f"Along {AXIS_WORDS.get(flip.axis.value, flip.axis.value)}: {flip.summary}{'' if flip.summary.endswith('.') else '.'}"
+def _reason(result: RunResult, line: str, concurrency: int, is_lead: bool) -> str:
+    """The verdict with its reason; where the verdict stands above already, against whom and the reason."""
+    match = next((c for c in result.comparisons if c.concurrency == concurrency and c.verdict in line), None)
+    if match is None or not is_lead or not match.why:
+        return line
+    return f"Against {match.other}. Why: {match.why}."
+
+
+def _there(*blocks: Block | None) -> list[Block]:
+    return [b for b in blocks if b is not None]
 
 
 def _systems(result: RunResult, figures: Figures) -> Section:
@@ -194,7 +204,7 @@ def _infeasible(result: RunResult) -> list[Block]:
 
 
 def _why(result: RunResult, figures: Figures) -> Section | None:
-    return Section("why", "Where the time goes", figures.time) if figures.time else None
+    return Section("why", "Why: where the time goes", figures.time) if figures.time else None
 
 
 def _routing(result: RunResult, figures: Figures) -> Section | None:

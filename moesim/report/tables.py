@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from moesim.report.colours import system_colour
 from moesim.report.document import Cell, Table
+from moesim.report.figures_flip import AXIS_WORDS, axis_label, axis_value
 from moesim.report.text import (
     BASIS_WORDS,
     KIND_WORDS,
@@ -21,10 +22,11 @@ from moesim.report.text import (
     time_text,
 )
 from moesim.specs.base import Origin, weakest
-from moesim.study.results import Comparison, InputOrigin, OperatorRow, Point, RunResult, SystemResult
+from moesim.study.results import Comparison, FlipCurve, InputOrigin, OperatorRow, Point, RunResult, SystemResult
 
 __all__ = [
     "comparison_table",
+    "flip_table",
     "focus_concurrency",
     "inputs_table",
     "memory_table",
@@ -122,20 +124,45 @@ def comparison_table(result: RunResult, concurrency: int | None, key: str) -> Ta
     chosen = [c for c in result.comparisons if concurrency in (None, c.concurrency)]
     if not chosen:
         return None
-    rows = [
-        (name_cell(result, c.other), Cell(BASIS_WORDS.get(c.basis.value, c.basis.value)), Cell(f"{c.concurrency:,}"),
-         *(_ratio_cell(r) for r in _ratios(c)), Cell(c.verdict))
-        for c in chosen
-    ]  # fmt: skip
-    headings = (
-        "Other", "Held equal", "In flight", "TTFT", "TPOT", "Throughput", "Energy", "Dollars", "Weights", "Verdict",
-    )  # fmt: skip
-    numeric = (False, False, True, True, True, True, True, True, True, False)
+    several = concurrency is None
+    headings = (*(("In flight",) if several else ()), "Other", "Held equal", "TTFT", "TPOT", "Throughput", "Energy", "Dollars",
+                "Weights")  # fmt: skip
+    numeric = (*((True,) if several else ()), False, False, *(True,) * 6)
+    rows = []
+    for c in sorted(chosen, key=lambda c: c.concurrency):
+        first = (Cell(f"{c.concurrency:,}"),) if several else ()
+        costs, memory = _ratios(c)[:-1], _ratios(c)[-1]
+        ratios = tuple(_ratio_cell(r) for r in costs)
+        if all(r is None for r in costs):
+            ratios = (Cell(c.verdict, span=len(costs)),)
+        held = Cell(BASIS_WORDS.get(c.basis.value, c.basis.value))
+        rows.append((*first, name_cell(result, c.other), held, *ratios, _ratio_cell(memory)))
     reference = chosen[0].reference
     points = [p for s in result.systems for p in s.points if concurrency in (None, p.concurrency)]
     return Table(
         key, f"{reference} against the others", headings, numeric, tuple(rows), _times_note(result, points),
-        f"Above 1: {reference} is better by that factor; below 1: the other is.",
+        f"How many times better {reference} is; below 1 the other is better.",
+    )  # fmt: skip
+
+
+def flip_table(result: RunResult) -> Table | None:
+    """Where the cheaper system changes, per axis and other system."""
+    if not result.flips:
+        return None
+    axes = list(dict.fromkeys(f.axis.value for f in result.flips))
+    others = list(dict.fromkeys((f.reference, f.other) for f in result.flips))
+    curves = {(f.reference, f.other, f.axis.value): f for f in result.flips}
+    rows = tuple(
+        (name_cell(result, other), *(_flip_cell(curves.get((reference, other, axis))) for axis in axes))
+        for reference, other in others
+    )
+    units = {f.axis.value: f.unit for f in result.flips}
+    headings = ("Against", *(axis_label(AXIS_WORDS.get(a, a), units[a]) for a in axes))
+    reference = others[0][0]
+    return Table(
+        "flip-map", f"Where the cheaper of {reference} and the other changes", headings, (False,) * len(headings), rows,
+        f"Closed forms under expected loads. {input_counts(result.inputs)}",
+        "Numbers are values of the axis at which the verdict in dollars per token flips; otherwise who is cheaper throughout.",
     )  # fmt: skip
 
 
@@ -228,6 +255,20 @@ def _cost_row(result: RunResult, system: SystemResult, point: Point, best: Seque
     costs = [Cell(number(v), best=v is not None and v == b) for v, b in zip(values, best, strict=True)]
     weights = Cell(number(sum(system.memory.weights_bytes.values()) / 1e9))
     return (name, *costs, weights, _error_cell(point.error_frac, point.origin))
+
+
+def _flip_cell(curve: FlipCurve | None) -> Cell:
+    if curve is None:
+        return Cell("–")
+    if curve.crossings:
+        unit = curve.unit if curve.unit == "B/s" else ""
+        return Cell("flips at " + " and ".join(axis_value(x, unit) for x in curve.crossings), best=True)
+    known = [r for r in curve.usd_ratio if r is not None]
+    if not known:
+        return Cell("not both run")
+    if min(known) >= 1.0:
+        return Cell(f"{curve.reference} throughout")
+    return Cell("other throughout" if max(known) < 1.0 else "too close to call", tip=curve.other)
 
 
 def _best(points: Sequence[Point]) -> list[float | None]:

@@ -38,8 +38,10 @@ BASIS_WORDS = {
     "equal_active": "equal active parameters",
     "equal_total": "equal total parameters",
     "equal_memory": "equal weight memory",
-    "equal_quality": "equal quality (by the rule stated)",
+    "equal_quality": "equal quality",
 }
+
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 KIND_WORDS = {"dense": "dense", "ensemble": "ensemble", "moe": "MoE"}
 
@@ -78,6 +80,8 @@ def time_text(seconds: float | None) -> str:
     """
     if seconds is None:
         return "–"
+    if abs(seconds) < 5e-10:
+        return "0"
     for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if abs(seconds) >= factor:
             return f"{number(seconds / factor)} {unit}"
@@ -138,12 +142,12 @@ def plural(n: float, one: str, many: str | None = None) -> str:
 
 
 def power_of_ten(log10: float) -> str:
-    """A huge count, given as its logarithm, in words that render everywhere.
+    """A huge count, given as its logarithm.
 
     >>> power_of_ten(46.3), power_of_ten(2.0)
-    ('about 10^46', '100')
+    ('about 10⁴⁶', '100')
     """
-    return f"{10**log10:,.0f}" if log10 < 7 else f"about 10^{log10:.0f}"
+    return f"{10**log10:,.0f}" if log10 < 7 else "about 10" + f"{log10:.0f}".translate(_SUPERSCRIPT)
 
 
 def group_label(group: str) -> str:
