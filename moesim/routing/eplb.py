@@ -56,7 +56,7 @@ def eplb_hierarchical(counts: NDArray[Any], n_ranks: int, n_slots: int, n_nodes:
     n_layers, n_experts = load.shape
     _check(n_experts, n_ranks, n_slots)
     if n_nodes < 1 or n_group % n_nodes or n_ranks % n_nodes or n_experts % n_group:
-        raise ParallelError("hierarchical balancing needs nodes that divide the groups and the ranks", field="placement",
+        raise ParallelError("hierarchical balancing needs nodes that divide the groups and the ranks", field="routing.placement",
                             value=f"{n_nodes} nodes, {n_group} groups, {n_ranks} ranks", hint="use eplb_global")  # fmt: skip
     group_size, per_node = n_experts // n_group, n_experts // n_nodes
     group_load = load.reshape(n_layers, n_group, group_size).sum(axis=2)
@@ -129,6 +129,6 @@ def _never_worse(slots: Ints, load: Floats, n_ranks: int) -> Ints:
 
 def _check(n_experts: int, n_ranks: int, n_slots: int) -> None:
     if n_ranks < 1 or n_slots < n_experts or n_slots % n_ranks:
-        raise ParallelError("expert slots must be at least the experts and divide over the ranks", field="placement",
+        raise ParallelError("expert slots must be at least the experts and divide over the ranks", field="routing.placement",
                             value=f"{n_slots} slots, {n_ranks} ranks, {n_experts} experts",
                             allowed=f"a multiple of {n_ranks} from {n_experts} on")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,18 @@ def inclusion_from_weights(weights: Floats, top_k: int) -> Floats:
     return out
 
 
+@lru_cache(maxsize=64)
+def _gauss_nodes(n_nodes: int) -> tuple[Floats, Floats]:
+    """Gauss-Legendre nodes and weights on -1..1."""
+    nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
+    return nodes, weights
+
+
 def _by_quadrature(weights: Floats, top_k: int) -> Floats:
     """Gauss-Legendre over the logarithm of the time at which the K-th expert arrives."""
     low, high = _time_window(weights, top_k)
     n_nodes = int(np.clip(np.ceil(NODES_PER_E_FOLD * (high - low).max()), 24, 400))
-    nodes, node_weights = np.polynomial.legendre.leggauss(n_nodes)
+    nodes, node_weights = _gauss_nodes(n_nodes)
     half = (high - low)[:, None] / 2
     times = np.exp((high + low)[:, None] / 2 + half * nodes)
     measure = node_weights * half * times

@@ -32,12 +32,16 @@ class Placement:
 
     def __post_init__(self) -> None:
         if self.slots.ndim != 2 or self.slots.shape[1] % self.n_ranks:
-            raise ParallelError("slots must divide over the ranks", field="placement", value=self.slots.shape)
+            raise ParallelError("slots must divide over the ranks", field="routing.placement", value=self.slots.shape)
         if self.slots.min() < 0 or self.slots.max() >= self.n_experts:
-            raise InputError("expert out of range", field="placement", allowed=f"0..{self.n_experts - 1}")
+            worst = int(self.slots.max() if self.slots.max() >= self.n_experts else self.slots.min())
+            raise InputError("expert out of range", field="routing.placement", value=worst,
+                             allowed=f"0..{self.n_experts - 1}")  # fmt: skip
         if (self.replicas == 0).any():
             missing = np.argwhere(self.replicas == 0)[0]
-            raise InputError(f"expert {missing[1]} has no slot", field="placement", hint="place each at least once")
+            raise InputError(
+                f"expert {missing[1]} has no slot", field="routing.placement", hint="place each at least once"
+            )
         self.slots.flags.writeable = False
 
     @property
@@ -125,7 +129,7 @@ def given(per_rank: tuple[tuple[int, ...], ...], n_experts: int) -> Placement:
     """
     widths = {len(rank) for rank in per_rank}
     if len(widths) != 1 or 0 in widths:
-        raise InputError("every rank must list the same number of experts", field="placement.given",
+        raise InputError("every rank must list the same number of experts", field="routing.placement.given",
                          value=[len(rank) for rank in per_rank])  # fmt: skip
     slots = np.array(per_rank, dtype=np.int64).reshape(1, -1)
     return Placement(slots, len(per_rank), n_experts)

@@ -117,14 +117,21 @@ class RouterPreset(Sourced):
             sigma = np.interp(at, self.depths, self.lognormal_sigma)
             sorted_rows = np.exp(sigma[:, None] * (normal_scores(n_experts) - normal_scores(n_experts)[0]))[None]
         else:
-            curves = np.stack([self._curve(d, at, n_experts) for d in range(len(self.domains))])
-            inclusion = _to_inclusion(curves.reshape(-1, n_experts), top_k)
-            sorted_rows = weights_from_inclusion(inclusion, top_k).reshape(curves.shape)
+            sorted_rows = self._sorted_weights(at, n_experts, top_k)
         order = self._order(at, n_experts, rng)
         weights = np.empty_like(sorted_rows)
         np.put_along_axis(weights, order, sorted_rows, axis=2)
         result: Floats = weights / weights.sum(axis=2, keepdims=True)
         return result
+
+    def _sorted_weights(self, at: Floats, n_experts: int, top_k: int) -> Floats:
+        """Weights, hottest first, [n_domains, L, E]: inverted at the measured depths and halfway, linear in logs between."""
+        depths = np.array(self.depths)
+        knots = np.unique(np.concatenate([depths, (depths[1:] + depths[:-1]) / 2]))
+        curves = np.stack([self._curve(d, knots, n_experts) for d in range(len(self.domains))])
+        inclusion = _to_inclusion(curves.reshape(-1, n_experts), top_k)
+        log_weights = np.log(weights_from_inclusion(inclusion, top_k)).reshape(curves.shape)
+        return np.stack([np.exp(_between(at, knots, rows)) for rows in log_weights])
 
     def _curve(self, domain: int, at: Floats, n_experts: int) -> Floats:
         """Load over mean of E experts, hottest first, in each layer: linear in logs over normal scores."""

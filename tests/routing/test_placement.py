@@ -149,7 +149,7 @@ def deepseek():
         # the preset was fitted to these
         ("expert", 10.948, 0.10), ("expert_cv", 164.1 / 128, 0.10), ("rank_cv_first", 0.195, 0.10),
         ("rank_cv_last", 0.353, 0.15), ("rank_cv_eplb_36", 53.98 / 1024, 0.10),
-        # and never saw these
+        # these are other statistics of the same published run, not fitted themselves (and so not independent of the fit)
         ("rank", 1.564, 0.25), ("rank_cv", 491.6 / 1024, 0.10), ("rank_eplb", 0.109, 0.25), ("rank_eplb_36", 0.115, 0.25),
         ("slot_eplb", 1.792, 0.25), ("rank_first", 0.498, 0.25),
     ],
