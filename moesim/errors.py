@@ -68,8 +68,9 @@ class InputError(MoesimError):
 
     def at(self, file: str | None = None, line: int | None = None, field: str | None = None) -> InputError:
         """The same error with the place filled in where it was not known yet."""
+        if self.file is None or self.file == file:
+            self.line = self.line if self.line is not None else line
         self.file = self.file if self.file is not None else file
-        self.line = self.line if self.line is not None else line
         self.field = self.field if self.field is not None else field
         return self
 

@@ -12,9 +12,23 @@ from quantiphy import InvalidNumber, Quantity
 
 from moesim.errors import InputError
 
-__all__ = ["BYTES", "BYTES_PER_S", "FLOP_PER_S", "GIB", "HERTZ", "SECONDS", "USD_PER_H", "WATTS", "Dimension", "parse", "show"]
+__all__ = [
+    "BYTES",
+    "BYTES_PER_S",
+    "FLOP_PER_S",
+    "GIB",
+    "HERTZ",
+    "SECONDS",
+    "USD_PER_H",
+    "WATTS",
+    "Dimension",
+    "parse",
+    "show",
+]
 
 GIB = 2.0**30
+#: quantiphy takes "1,5 GB" for 15 GB, and names and comments around a quantity.
+_NOT_IN_A_NUMBER = (",", "=", "#", "--")
 
 
 @dataclass(frozen=True)
@@ -65,10 +79,14 @@ def parse(text: object, dimension: Dimension) -> float:
     allowed = f"{dimension.name} such as '{dimension.example}'"
     if not isinstance(text, str):
         raise InputError("needs a number with a unit, as text", value=text, allowed=allowed)
+    if any(mark in text for mark in _NOT_IN_A_NUMBER):
+        raise InputError("is not a number with a unit", value=text, allowed=allowed)
     try:
         quantity = Quantity(text, binary=True)
     except InvalidNumber:
         raise InputError("is not a number with a unit", value=text, allowed=allowed) from None
+    if not math.isfinite(float(quantity)):
+        raise InputError("must be finite and not negative", value=text, allowed=allowed)
     factor = dimension.factor(quantity.units)
     if factor is None:
         problem = f"unit {quantity.units!r} is not {dimension.name}" if quantity.units else "has no unit"

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from moesim.cli.choices import choice
 from moesim.cli.table import table
+from moesim.errors import InputError
 from moesim.report import load_result, render, write_report
 from moesim.specs.scenario import Engine
 from moesim.study.results import RunResult, SystemResult
@@ -24,6 +25,8 @@ def run_command(scenario: str, out: Path | None, engine: str | None, seed: int |
     chosen = choice(Engine, engine, "--engine") if engine is not None else None
     spec, file = load_scenario(scenario)
     out_dir = out if out is not None else Path("reports") / file.stem
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError("is a file where a directory is meant", file=str(out_dir), hint="name another with --out")
     with _progress() as bar:
         task = bar.add_task("starting", total=1.0)
 

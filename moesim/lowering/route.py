@@ -116,13 +116,13 @@ def place_experts(
         placement = given(spec.given, n_experts)
         if placement.n_ranks != n_ranks:
             raise InputError(
-                "lists another number of ranks than ep_size", field="placement.given", value=placement.n_ranks,
+                "lists another number of ranks than ep_size", field="routing.placement.given", value=placement.n_ranks,
                 allowed=f"{n_ranks} ranks",
             )  # fmt: skip
         return placement
     if parallel.redundant_experts:
         raise InputError(
-            "redundant experts need a balancing placement", field="placement.kind", value=spec.kind.value,
+            "redundant experts need a balancing placement", field="routing.placement.kind", value=spec.kind.value,
             allowed="eplb or eplb_global",
         )  # fmt: skip
     return striped(n_experts, n_ranks) if spec.kind is PlacementKind.STRIPED else contiguous(n_experts, n_ranks)

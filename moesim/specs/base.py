@@ -54,11 +54,12 @@ def _quantity(dimension: units.Dimension) -> BeforeValidator:
 
 
 _NonNegative = Field(ge=0)
-Bytes = Annotated[float, _quantity(units.BYTES), _NonNegative]
-BytesPerS = Annotated[float, _quantity(units.BYTES_PER_S), _NonNegative]
-FlopPerS = Annotated[float, _quantity(units.FLOP_PER_S), _NonNegative]
+_Positive = Field(gt=0)
+Bytes = Annotated[float, _quantity(units.BYTES), _Positive]
+BytesPerS = Annotated[float, _quantity(units.BYTES_PER_S), _Positive]
+FlopPerS = Annotated[float, _quantity(units.FLOP_PER_S), _Positive]
 Seconds = Annotated[float, _quantity(units.SECONDS), _NonNegative]
-Hertz = Annotated[float, _quantity(units.HERTZ), _NonNegative]
+Hertz = Annotated[float, _quantity(units.HERTZ), _Positive]
 Watts = Annotated[float, _quantity(units.WATTS), _NonNegative]
 UsdPerH = Annotated[float, _quantity(units.USD_PER_H), _NonNegative]
 #: Whole numbers and plain numbers as they are: no text, no true or false, no 2.0 for 2, nothing that would overflow later.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -30,6 +30,8 @@ __all__ = [
     "names",
     "path_of",
 ]
+
+Part = TypeVar("Part", DeviceSpec, LinkSpec)
 
 _FOLDERS = {
     "device": "hardware/devices",
@@ -163,13 +165,14 @@ def load_model(name: str) -> ModelSpec:
 
 
 def _placed(error: InputError, path: Path) -> InputError:
-    """The error of an importer with the file, and the line of the key it names."""
-    if error.line is None and error.field is not None:
-        keys = error.field.split(".")
-        if path.suffix == ".json":
-            return error.at(str(path), line_of_field(read_text(path), keys))
-        return error.at(str(path), line_of(read_yaml(path), ["config", *keys]))
-    return error.at(str(path))
+    """The error with the file, and the line of the key it names (in a card, one of its config)."""
+    if error.line is not None or error.field is None or error.file is not None:
+        return error.at(str(path))
+    keys = error.field.split(".")
+    if path.suffix == ".json":
+        return error.at(str(path), line_of_field(read_text(path), keys))
+    data = read_yaml(path)
+    return error.at(str(path), line_of(data, keys if keys[0] in data else ["config", *keys]))
 
 
 @lru_cache(maxsize=512)
@@ -185,7 +188,10 @@ def load_hardware(name: str, n_devices: int | None = None) -> Hardware:
         InputError: more devices than the cluster has.
     """
     if _is_cluster(name):
-        return _from_cluster(load_cluster(name), n_devices)
+        try:
+            return _from_cluster(load_cluster(name), n_devices)
+        except CatalogError as error:
+            raise _placed(error, path_of("cluster", name)) from None
     try:
         device = load_device(name)
     except CatalogError:
@@ -193,7 +199,10 @@ def load_hardware(name: str, n_devices: int | None = None) -> Hardware:
         close = nearest(name, known)
         hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else "see: moesim list"
         raise CatalogError("no device or cluster of this name", field="hardware", value=name, hint=hint) from None
-    return _from_device(device, n_devices or 1)
+    try:
+        return _from_device(device, n_devices or 1)
+    except CatalogError as error:
+        raise _placed(error, path_of("device", name)) from None
 
 
 def _is_cluster(name: str) -> bool:
@@ -206,14 +215,23 @@ def _is_cluster(name: str) -> bool:
     return path.is_file() and "n_devices_per_node" in read_yaml(path)
 
 
+def _part(load: Callable[[str], Part], name: str, field: str) -> Part:
+    """Something that a cluster or device names in `field`."""
+    try:
+        return load(name)
+    except CatalogError as error:
+        error.field = field
+        raise
+
+
 def _from_cluster(spec: ClusterSpec, n_devices: int | None) -> Hardware:
-    device = load_device(spec.device)
+    device = _part(load_device, spec.device, "device")
     n_max = spec.n_devices_per_node * spec.n_nodes
     n_used = n_max if n_devices is None else n_devices
     if not 1 <= n_used <= n_max:
         raise InputError("not that many devices in the cluster", field="n_devices", value=n_used, allowed=f"1..{n_max}",
                          hint=f"cluster {spec.name!r} has {spec.n_nodes} nodes of {spec.n_devices_per_node}")  # fmt: skip
-    scale_out = load_link(spec.scale_out_link) if spec.scale_out_link else None
+    scale_out = _part(load_link, spec.scale_out_link, "scale_out_link") if spec.scale_out_link else None
     n_nics = spec.n_nics_per_node if spec.n_nics_per_node is not None else spec.n_devices_per_node
     nic = scale_out.bytes_per_s * n_nics / spec.n_devices_per_node if scale_out else None
     host = spec.host_memory_bytes_per_node
@@ -221,7 +239,7 @@ def _from_cluster(spec: ClusterSpec, n_devices: int | None) -> Hardware:
         name=spec.name,
         device=device,
         n_devices=n_used,
-        scale_up=load_link(spec.scale_up_link),
+        scale_up=_part(load_link, spec.scale_up_link, "scale_up_link"),
         scale_up_domain_size=spec.scale_up_domain_size,
         scale_out=scale_out,
         nic_bytes_per_s=nic,
@@ -239,7 +257,7 @@ def _from_device(device: DeviceSpec, n_devices: int) -> Hardware:
         name=device.name,
         device=device,
         n_devices=n_devices,
-        scale_up=load_link(device.scale_up_link) if device.scale_up_link else None,
+        scale_up=_part(load_link, device.scale_up_link, "scale_up_link") if device.scale_up_link else None,
         scale_up_domain_size=device.scale_up_domain_size,
         scale_out=scale_out,
         nic_bytes_per_s=device.nic_bytes_per_s,

@@ -15,12 +15,12 @@ from moesim.errors import InputError, nearest
 from moesim.specs.json_text import first_duplicate, first_literal
 from moesim.specs.yaml_text import MAX_INT, LinedList, LinedMap, parse_yaml
 
-__all__ = ["line_of", "read_json", "read_text", "read_yaml", "to_input_error", "validate"]
+__all__ = ["line_of", "plain_words", "read_json", "read_text", "read_yaml", "to_input_error", "validate"]
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
 #: YAML is written by people and slow to parse; JSON may be a run's record.
-MAX_YAML_BYTES, MAX_JSON_BYTES = 2 * 2**20, 256 * 2**20
+MAX_YAML_BYTES, MAX_JSON_BYTES = 2**20, 256 * 2**20
 
 
 def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
@@ -101,7 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         if not text.strip():
             raise InputError("is empty", file=file, line=1, hint="a JSON object is needed") from None
-        cut_off = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated string")
+        cut_off = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
         hint = "the file seems cut off" if cut_off else None
         raise InputError(f"is not valid JSON: {error.msg}", file=file, line=error.lineno, hint=hint) from None
     except RecursionError:
@@ -127,7 +127,9 @@ def validate(spec_type: type[Spec], data: Mapping[str, Any], file: str | None = 
 def to_input_error(error: ValidationError, spec_type: type[BaseModel], data: Any, file: str | None) -> InputError:
     """The first problem pydantic found, as one line for the user."""
     problems = error.errors(include_url=False)
-    first, extra = problems[0], len(problems) - 1
+    # A misspelt key is also a missing one; the spelling is what helps.
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    extra = len(problems) - 1
     loc = tuple(part for part in first["loc"] if not _is_union_tag(part))
     more = f"and {extra} more problem{'s' if extra > 1 else ''} in this file" if extra else None
     value, kind = first.get("input"), first["type"]
@@ -140,7 +142,7 @@ def to_input_error(error: ValidationError, spec_type: type[BaseModel], data: Any
         return InputError("is missing", file, line_of(data, loc[:-1]), _dotted(loc), None, None, more)
     if value is None and loc and _has(data, loc):
         return InputError("has no value", file, line_of(data, loc), _dotted(loc), None, None, more)
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = plain_words(first["msg"])
     if kind == "enum":
         words = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
         close = nearest(str(value), words)
@@ -166,6 +168,31 @@ def line_of(data: Any, loc: Sequence[int | str]) -> int | None:
             break
         node = node[part]
     return line
+
+
+_WORDS = (
+    (r"^Value error, ", ""),
+    (r"^Input should be a valid (tuple|list)$", "must be a list"),
+    (r"^Input should be a valid dictionary.*$", "must be a mapping of fields"),
+    (r"^Input should be", "must be"),
+    (r"^(?:Tuple|List|Set) should have at least (\d+) items?.*$", r"must list at least \1"),
+    (r"^String should have", "must have"),
+    (r"a valid string", "text"),
+    (r"a valid integer.*", "a whole number"),
+    (r"a valid number.*", "a number"),
+    (r"a valid boolean.*", "true or false"),
+    (r"greater than or equal to (\S+)", r"\1 or more"),
+    (r"less than or equal to (\S+)", r"at most \1"),
+    (r"greater than (\S+)", r"more than \1"),
+    (r"less than (\S+)", r"less than \1"),
+)
+
+
+def plain_words(message: str) -> str:
+    """What pydantic says in the words of someone who writes a file."""
+    for pattern, words in _WORDS:
+        message = re.sub(pattern, words, message)
+    return message
 
 
 def _has(data: Any, loc: Sequence[int | str]) -> bool:

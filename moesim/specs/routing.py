@@ -60,7 +60,7 @@ class RoutingSpec(Frozen):
 
     family: RouterFamily = RouterFamily.UNIFORM
     skew: Number | None = Field(default=None, gt=0)
-    popularity: tuple[Number, ...] | None = None
+    popularity: tuple[Number, ...] | None = Field(default=None, min_length=1)
     preset: str | None = None
     domain: str | None = None
     trace: str | None = None

@@ -7,6 +7,7 @@ other tags, merge keys, NaN, and aliases that would expand without end are refus
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -19,6 +20,7 @@ __all__ = ["LinedList", "LinedMap", "parse_yaml"]
 
 #: Bounds that no spec comes near; aliases that refer to aliases are what reaches them.
 MAX_NODES, MAX_DEPTH, MAX_INT = 200_000, 64, 2**63 - 1
+MAX_OPEN = 256
 
 _TAG = "tag:yaml.org,2002:"
 
@@ -50,6 +52,8 @@ def parse_yaml(text: str, file: str) -> Any:
     Raises:
         InputError: not YAML, or YAML of a kind that is not read here; with line and field.
     """
+    if _most_open(text) > MAX_OPEN:
+        raise InputError("is nested too deeply", file=file, allowed=f"{MAX_DEPTH} levels")
     try:
         node = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
@@ -146,6 +150,15 @@ class _Reader:
     ) -> InputError:  # fmt: skip
         """The error at a node."""
         return InputError(problem, self.file, _line(node), field or None, value, allowed, hint)
+
+
+def _most_open(text: str) -> int:
+    """The most brackets open at once, those in texts and comments included: the parser is quadratic in them."""
+    most = depth = 0
+    for match in re.finditer(r"[\[\]{}]", text):
+        depth = depth + 1 if match[0] in "[{" else max(depth - 1, 0)
+        most = max(most, depth)
+    return most
 
 
 def _whole(text: str) -> int:

@@ -11,6 +11,9 @@ __all__ = ["Fields"]
 
 _REQUIRED: Any = object()
 
+#: More than any size of a model; what is larger is a mistake that would only overflow later.
+MAX_COUNT = 10**9
+
 
 class Fields:
     """The keys of one (sub)config; `path` is its place in the file, such as ``text_config``.
@@ -53,6 +56,8 @@ class Fields:
             raise InputError(f"disagrees with {' and '.join(found)}", field=self.name(key), value=value)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError("must be a whole number", field=self.name(key), value=value, allowed=f"{least} or more")
+        if value > MAX_COUNT:
+            raise InputError("is too large", field=self.name(key), value=value, allowed=f"{least}..{MAX_COUNT}")
         return value
 
     def optional_count(self, *keys: str, least: int = 1) -> int | None:
