@@ -201,7 +201,7 @@ def operator_tables(result: RunResult) -> list[Table]:
             extrapolated = " † outside the range of the calibration." if any(r.is_extrapolated for r in rows) else ""
             tables.append(Table(
                 f"operators-{index}-{detail.phase}", caption,
-                ("Operator", "Part", "Bound by", "Time (ms)", "Share", "TFLOP", "GB moved", "Of peak", "±", "Efficiency"),
+                ("Operator", "Part", "Bound by", "Time (ms)", "Share", "GFLOP", "GB moved", "Of peak", "±", "Efficiency"),
                 (False, False, False, True, True, True, True, True, True, False),
                 tuple(_operator_row(result, r, detail.time_s) for r in rows),
                 f"Weakest input: {ORIGIN_WORDS[origins][0]}.{extrapolated}",
@@ -304,7 +304,7 @@ def _badge(origin: Origin) -> Cell:
 def _operator_row(result: RunResult, r: OperatorRow, pass_s: float) -> tuple[Cell, ...]:
     return (
         Cell(r.name.replace("_", " ") + (" †" if r.is_extrapolated else "")), Cell(group_label(r.group)), Cell(r.bound),
-        Cell(number(r.time_s * 1e3)), Cell(percent(r.time_s / pass_s)), Cell(number(r.flops / 1e12)),
+        Cell(number(r.time_s * 1e3)), Cell(percent(r.time_s / pass_s)), Cell(number(r.flops / 1e9)),
         Cell(number(r.moved_bytes / 1e9)), Cell(_of_peak(result, r)),
         Cell("none" if r.error_frac is None else f"±{r.error_frac:.0%}"), _badge(r.origin),
     )  # fmt: skip

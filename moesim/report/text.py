@@ -129,7 +129,9 @@ def percent(fraction: float | None) -> str:
     >>> percent(0.123)
     '12%'
     """
-    return "–" if fraction is None else f"{fraction:.0%}"
+    if fraction is None:
+        return "–"
+    return "<1%" if 0 < fraction < 0.005 else f"{fraction:.0%}"
 
 
 def plural(n: float, one: str, many: str | None = None) -> str:
