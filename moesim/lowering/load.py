@@ -352,14 +352,17 @@ def _copies_to(tokens: Num, top_k: Num, n_slots: Num, n_there: Num, dedup: bool)
     return tokens * (top_k / n_slots * n_there)
 
 
+_FEW_NORMALS = {0: 0.0, 1: 0.0, 2: 0.5642, 3: 0.8463, 4: 1.0294, 5: 1.1630}
+
+
 def normal_max(n: int) -> float:
-    """Expected maximum of n standard normals, by Blom's formula (1958); within 2% for n up to 1,000.
+    """Expected maximum of n standard normals: exact to four figures up to 5, above by Blom's formula (1958), within 2%.
 
     >>> round(normal_max(8), 2)
     1.43
     """
-    if n <= 1:
-        return 0.0
+    if n in _FEW_NORMALS:
+        return _FEW_NORMALS[n]
     from statistics import NormalDist
 
     return NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
