@@ -119,7 +119,9 @@ def toy_dense_model(
     storage: WeightStorage | None = None,
 ) -> ModelSpec:
     """Dense layers of 4 heads of 16, 2 key-value heads, a gated block of width 256; all bf16."""
-    return _model("toy-dense", DenseFfn(intermediate_size=inter_size), n_layers, hidden_size, vocab_size, attention, storage)
+    return _model(
+        "toy-dense", DenseFfn(intermediate_size=inter_size), n_layers, hidden_size, vocab_size, attention, storage
+    )
 
 
 def toy_moe_model(

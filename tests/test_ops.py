@@ -52,7 +52,15 @@ def test_every_kind_has_a_lane() -> None:
 
 
 def test_barrier_groups_end_with_communication() -> None:
-    kinds = [OpKind.GEMM, OpKind.GEMM, OpKind.DISPATCH, OpKind.GROUPED_GEMM, OpKind.COMBINE, OpKind.ALL_REDUCE, OpKind.GEMM]
+    kinds = [
+        OpKind.GEMM,
+        OpKind.GEMM,
+        OpKind.DISPATCH,
+        OpKind.GROUPED_GEMM,
+        OpKind.COMBINE,
+        OpKind.ALL_REDUCE,
+        OpKind.GEMM,
+    ]
     ops = [_op(str(i), kind) for i, kind in enumerate(kinds)]
     names = [[op.name for op in group] for group in barrier_groups(ops, n_ranks=2)]
     assert names == [["0", "1", "2"], ["3", "4"], ["5"], ["6"]]

@@ -136,7 +136,15 @@ def test_relabelling_experts_changes_nothing(order: list[int], dedup: bool, seed
     renamed = np.empty_like(counts)
     renamed[:, :, order] = counts
     moved = _drawn(renamed, layout, 2, Placement(np.asarray(order)[None, :].copy(), 4, 12))
-    for name in ("n_assignments", "n_padded", "n_experts_hit", "up_out_copies", "up_in_copies", "nic_out_copies", "nic_in_copies"):
+    for name in (
+        "n_assignments",
+        "n_padded",
+        "n_experts_hit",
+        "up_out_copies",
+        "up_in_copies",
+        "nic_out_copies",
+        "nic_in_copies",
+    ):
         np.testing.assert_allclose(getattr(moved, name), getattr(plain, name), rtol=1e-5, err_msg=name)
 
 

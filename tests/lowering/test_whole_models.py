@@ -96,7 +96,9 @@ def test_expert_flops_and_bytes_are_the_same_under_every_split(parallel: Paralle
     flops = np.broadcast_to(op.work.flops, (2, parallel.n_stage_ranks)).sum(axis=1)
     np.testing.assert_allclose(flops, 2 * 3 * 64 * 128 * 8192, rtol=1e-12)
     shape = op.shape
-    weights = np.broadcast_to(shape.n_experts_hit, flops.shape + (parallel.n_stage_ranks,)).sum(axis=1) / parallel.etp_size  # type: ignore[union-attr]
+    weights = (
+        np.broadcast_to(shape.n_experts_hit, (*flops.shape, parallel.n_stage_ranks)).sum(axis=1) / parallel.etp_size
+    )  # type: ignore[union-attr]
     np.testing.assert_allclose(weights, 8)  # every expert is read once, whole or in slices
 
 
