@@ -11,8 +11,8 @@ from moesim.ops import Phase
 from moesim.specs.dtypes import Dtype
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.scenario import Engine, SystemKind, SystemSpec
+from moesim.study.resolve import resolve_model
 from moesim.study.single import EstimateResult, OperatorCost, estimate_pass
-from moesim.study.systems import resolve_model
 from moesim.units import show
 
 __all__ = ["EstimateArguments", "estimate_command"]

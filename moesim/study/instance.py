@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +14,13 @@ from moesim.lowering import MoeLoad, Pass, Routed, expert_layout, lower, route_m
 from moesim.lowering.route import Counts
 from moesim.memory import MemoryReport, Serving, check_memory
 from moesim.ops import Phase, Program
-from moesim.sim import FlowResult, simulate
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import RouterFamily, RoutingSpec
+
+if TYPE_CHECKING:
+    from moesim.sim import FlowResult
 
 __all__ = ["Instance", "PassTime", "build_instance"]
 
@@ -83,6 +86,8 @@ class Instance:
     def flow(self, step: Pass, rng: np.random.Generator, *, record: bool = False) -> PassTime:
         """Simulation under one draw of every token's experts."""
         program = self.program(step, self.draw(step, rng))
+        from moesim.sim import simulate  # brings simpy, which the closed form can do without
+
         result = simulate(program, self.cost, record=record)
         return PassTime(result.time_s, estimate(program, self.cost), result, program)
 

@@ -8,18 +8,16 @@ import numpy as np
 
 from moesim.cost import CalibratedOps, CostModel
 from moesim.errors import InputError, ParallelError
-from moesim.memory import with_weight_dtype
-from moesim.specs.catalog import load_model
-from moesim.specs.dtypes import Storage
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.scenario import Basis, ScenarioSpec, SystemKind, SystemSpec
 from moesim.study.instance import build_instance
 from moesim.study.points import System
+from moesim.study.resolve import resolve_model
 from moesim.study.twins import dense_twin
 
-__all__ = ["Candidate", "build_candidates", "build_system", "resolve_model", "twin_system"]
+__all__ = ["Candidate", "build_candidates", "build_system", "twin_system"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +27,6 @@ class Candidate:
     spec: SystemSpec
     basis: Basis
     system: System
-
-
-def resolve_model(spec: SystemSpec) -> ModelSpec:
-    """The system's model with its storage overrides."""
-    model = load_model(spec.model)
-    if spec.weight_dtype is not None:
-        model = with_weight_dtype(model, spec.weight_dtype)
-    if spec.kv_dtype is not None:
-        model = model.model_copy(
-            update={"storage": model.storage.model_copy(update={"kv_cache": Storage(dtype=spec.kv_dtype)})}
-        )
-    return model
 
 
 def build_candidates(
