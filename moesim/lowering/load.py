@@ -311,10 +311,13 @@ def _with_traffic(
     layout: ExpertLayout,
 ) -> MoeLoad:
     """Padding and traffic of the fullest rank; `sizes` are experts, slots and K."""
-    _, n_slots, top_k = sizes
+    n_experts, n_slots, top_k = sizes
     per_hit = worst / _at_least(hit, 1e-9)
     tile = tile_rows(per_hit)
-    tiles = _ceil(per_hit / tile - 1e-9) if balanced else _at_least(per_hit / tile + 0.5, 1.0)
+    # a random count fills its last tile half on average; where every token goes everywhere, counts are certain
+    rounded, random = _ceil(per_hit / tile - 1e-9), _at_least(per_hit / tile + 0.5, 1.0)
+    certain = balanced | (top_k >= n_experts)
+    tiles = np.where(certain, rounded, random) if isinstance(certain, np.ndarray) else rounded if certain else random
     padded = hit * tiles * tile
     up, nic_out, nic_in, up_extra = _expected_copies(tokens / float(layout.n_ranks), n_slots, top_k, layout)
     skew = worst * layout.ep_size / _at_least(tokens * top_k, 1e-9)
