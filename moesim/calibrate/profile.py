@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from moesim.calibrate.measure.device_file import device_text
 from moesim.calibrate.measure.plan import Mode, Scale
 from moesim.calibrate.measure.table import Origin, rows_frame, split_frame
 from moesim.errors import InputError, MissingExtraError
@@ -217,7 +218,11 @@ def _finish(session: Session, elapsed_s: float, interrupted: bool) -> ProfileSum
         tuple(f"{key}: {error}" for key, error in list(failures.items())[:5]), spread, elapsed_s,
         all(p.key in done for p in session.all_points), interrupted,
     )  # fmt: skip
-    _write_json({**facts, **_achieved(frame), **_counts(summary)}, paths["metadata.json"])
+    achieved = {**facts, **_achieved(frame)}
+    _write_text(json.dumps({**achieved, **_counts(summary)}, indent=2, sort_keys=True) + "\n", paths["metadata.json"])
+    described = device_text(achieved)
+    if described is not None:
+        _write_text(described, request.out / "device.yaml")
     return summary
 
 
@@ -249,7 +254,7 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
     part.replace(path)
 
 
-def _write_json(value: dict[str, Any], path: Path) -> None:
+def _write_text(text: str, path: Path) -> None:
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    part.write_text(text)
     part.replace(path)

@@ -138,7 +138,7 @@ def _sample(kind: str, n_bytes: int, n_ranks: int, dtype: torch.dtype, device: t
 
 def _collective(kind: str, full: Tensor, other: Tensor, n_ranks: int) -> None:
     if kind == "all_reduce":
-        dist.all_reduce(full, op=dist.ReduceOp.MAX)
+        dist.all_reduce(full)
     elif kind == "all_gather":
         part = other[: len(full) // n_ranks]
         dist.all_gather(list(full.chunk(n_ranks)), part)

@@ -14,7 +14,16 @@ import torch
 from moesim._version import __version__
 from moesim.errors import InputError
 
-__all__ = ["catalog_name", "describe", "device_name", "last_level_cache_bytes", "native_dtype", "pick_device", "today"]
+__all__ = [
+    "catalog_name",
+    "describe",
+    "device_name",
+    "last_level_cache_bytes",
+    "native_dtype",
+    "pick_device",
+    "today",
+    "torch_dtype",
+]
 
 # Words of CUDA's device names and the catalog's names, the more special ones first.
 _CATALOG = (
@@ -121,7 +130,8 @@ def describe(device: torch.device) -> dict[str, Any]:
             "clock_hz": _cuda_clock_hz(device),
         }
     else:
-        facts |= {"clock_hz": _cpu_clock_hz(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+        capability = torch.backends.cpu.get_cpu_capability()
+        facts |= {"clock_hz": _cpu_clock_hz(), "cpu_capability": capability, "memory_bytes": _memory_bytes()}
     return facts
 
 
@@ -135,6 +145,11 @@ def _cuda_clock_hz(device: torch.device) -> float | None:
 def _cpu_clock_hz() -> float | None:
     found = re.search(r"cpu MHz\s*:\s*([\d.]+)", _read("/proc/cpuinfo"))
     return float(found.group(1)) * 1e6 if found else None
+
+
+def _memory_bytes() -> int:
+    found = re.search(r"MemTotal:\s*(\d+) kB", _read("/proc/meminfo"))
+    return int(found.group(1)) * 1024 if found else 8 << 30  # assumption, where the system does not say
 
 
 def _load_average() -> float | None:

@@ -81,10 +81,16 @@ def rows_frame(points: Sequence[Point], records: Iterable[Record], origin: Origi
 
 
 def split_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows that the measurement schema knows, whole layers and operators; and the rest: dense twins, parts, memory."""
+    """Rows that the measurement schema knows, whole layers and operators; and the rest.
+
+    The rest: dense twins, parts, memory tests, and layers of the user whose width or routing is not known.
+    """
     if frame.empty:
         return frame, frame
     known = frame["op_kind"].isin(SCHEMA_KINDS) & (frame["kernel"] != "dense")
+    for column in ("n_experts_hit", "inter_size"):
+        if column in frame.columns:
+            known &= (frame["op_kind"] != "moe") | (frame[column] > 0)
     return frame[known], frame[~known]
 
 
