@@ -30,7 +30,7 @@ class ExpertLayout:
     `tokens_are_everywhere` (attention not data-parallel) nothing is dispatched. `dedup` sends a token once per destination
     rank and once per destination domain; otherwise one copy per assignment travels (low-latency kernels). Whole sequences
     start on one of `attention_dp_size` groups of neighbouring ranks, which share the group's tokens out; None deals single
-    tokens to all ranks.
+    tokens to all ranks. A token's experts lie in `topk_group` of `n_group` groups of neighbouring experts (node-limited routing).
     """
 
     n_ranks: int
@@ -40,6 +40,8 @@ class ExpertLayout:
     tokens_are_everywhere: bool
     dedup: bool
     attention_dp_size: int | None = None
+    n_group: int = 1
+    topk_group: int = 1
 
     def __post_init__(self) -> None:
         if self.ep_size * self.etp_size != self.n_ranks:
@@ -134,7 +136,7 @@ def _traffic(
     to_rank = np.matmul(counts.astype(np.float32), share)
     tokens = np.maximum(tokens_per_rank, 1e-9).astype(np.float32)[None, :, None]
     top_k = float(counts[0].sum()) / max(float(np.sum(tokens_per_rank)), 1e-9)
-    copies = _distinct(to_rank, tokens, placement.n_slots, top_k, placement.n_slots / layout.ep_size)
+    copies = _distinct(to_rank, tokens, placement.n_slots, top_k, placement.n_slots / layout.ep_size, layout)
     blocks = copies.reshape(counts.shape[0], n_ranks // domain, domain, n_ranks // domain, domain)
     inside = np.einsum("lpqpr->lpqr", blocks) * ~np.eye(domain, dtype=bool)
     up_out = inside.sum(axis=3).reshape(-1, n_ranks).astype(float)
@@ -145,7 +147,7 @@ def _traffic(
     slices_there = min(layout.etp_size, domain)
     to_domain = to_rank.reshape(counts.shape[0], n_ranks, n_ranks // domain, domain).sum(axis=3) / slices_there
     n_there = placement.n_slots / layout.ep_size * domain / slices_there
-    crossing = _distinct(to_domain, tokens, placement.n_slots, top_k, n_there)
+    crossing = _distinct(to_domain, tokens, placement.n_slots, top_k, n_there, layout)
     nic_out, nic_in, fwd_out, fwd_in = _two_hop(blocks, crossing, n_ranks, domain)
     return up_out + fwd_out, up_in + fwd_in, nic_out, nic_in
 
@@ -199,8 +201,9 @@ def _two_hop(
 
 
 def _distinct(
-    assignments: NDArray[np.float32], tokens: NDArray[np.float32], n_slots: int, top_k: float, n_there: float
-) -> NDArray[np.float32]:
+    assignments: NDArray[np.float32], tokens: NDArray[np.float32], n_slots: int, top_k: float, n_there: float,
+    layout: ExpertLayout,
+) -> NDArray[np.float32]:  # fmt: skip
     """Expected distinct tokens among assignments to a group of experts.
 
     T (1 - (1 - c)^m) with c the mean chance of an expert there and m chosen so that equal popularity gives the exact chance of
@@ -208,9 +211,26 @@ def _distinct(
     """
     chance = np.minimum(assignments / (tokens * np.float32(n_there)), 1.0)
     miss_one = math.log1p(-min(top_k / n_slots, 1.0 - 1e-12))
-    miss_all = _chance_none_there(float(n_slots), top_k, n_there)
+    miss_all = _chance_missed(float(n_slots), top_k, n_there, layout)
     power = np.float32(min(math.log(max(miss_all, 1e-30)) / miss_one, 1e6))
     return np.asarray(np.minimum(tokens * (1.0 - (1.0 - chance) ** power), assignments), dtype=np.float32)
+
+
+def _chance_missed(n_slots: Num, top_k: Num, n_there: Num, layout: ExpertLayout) -> Num:
+    """Chance that a token has no expert among n neighbouring ones, under equal popularity and node-limited routing.
+
+    With limits: a token touches g = min(limit, what it would touch without) groups, an expert in each, and K - g more among them
+    (assumption; samples of the router agree within 2%). The n experts are several whole groups, or part of one.
+    """
+    if layout.topk_group >= layout.n_group:
+        return _chance_none_there(n_slots, top_k, n_there)
+    n_groups, group_size = float(layout.n_group), n_slots / float(layout.n_group)
+    touched = _at_most(n_groups * (1.0 - _chance_none_there(n_slots, top_k, group_size)), float(layout.topk_group))
+    whole = _at_least(n_there / group_size, 1.0)
+    all_missed = _chance_none_there(n_groups, touched, whole)
+    part = _at_most(n_there / group_size, 1.0)
+    part_missed = (1.0 - part) * (1.0 - part / touched) ** _at_least(top_k - touched, 0.0)
+    return all_missed + (1.0 - all_missed) * part_missed
 
 
 def _chance_none_there(n_slots: Num, top_k: Num, n_there: Num) -> Num:
@@ -335,7 +355,7 @@ def _expected_copies(source_tokens: Num, n_slots: Num, top_k: Num, layout: Exper
         return zero, zero, zero, zero
     n, domain = layout.n_ranks, min(layout.domain_size, layout.n_ranks)
     per_rank = n_slots / layout.ep_size
-    to_rank = _copies_to(source_tokens, top_k, n_slots, per_rank, layout.dedup)
+    to_rank = _copies_to(source_tokens, top_k, n_slots, per_rank, layout)
     up = to_rank * float(domain - 1)
     if n <= domain:
         return up, up * 0.0, up * 0.0, up * 0.0
@@ -344,14 +364,14 @@ def _expected_copies(source_tokens: Num, n_slots: Num, top_k: Num, layout: Exper
         return up, nic, nic, up * 0.0
     n_other = n // domain - 1
     slices_there = min(layout.etp_size, domain)
-    crossing = _copies_to(source_tokens, top_k, n_slots, per_rank * domain / slices_there, True) * float(n_other)
+    crossing = _copies_to(source_tokens, top_k, n_slots, per_rank * domain / slices_there, layout) * float(n_other)
     forwarded = to_rank * float((n - domain) * (domain - 1)) / float(domain)
     return up, crossing, crossing, forwarded
 
 
-def _copies_to(tokens: Num, top_k: Num, n_slots: Num, n_there: Num, dedup: bool) -> Num:
-    if dedup:
-        return tokens * (1.0 - _chance_none_there(n_slots, top_k, n_there))
+def _copies_to(tokens: Num, top_k: Num, n_slots: Num, n_there: Num, layout: ExpertLayout) -> Num:
+    if layout.dedup:
+        return tokens * (1.0 - _chance_missed(n_slots, top_k, n_there, layout))
     return tokens * (top_k / n_slots * n_there)
 
 

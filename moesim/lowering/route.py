@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class Routed:
 
     def expected(self, ffn: MoeFfn, indices: tuple[int, ...], step: Pass, layout: ExpertLayout) -> MoeLoad:
         """Expected load of the fullest rank, in closed form; tokens of the pass may be an array."""
-        key, family = _key(ffn), self.spec.family
+        key, family, layout = _key(ffn), self.spec.family, _limited(layout, ffn)
         tokens, source = step.n_tokens, _fullest_source(step, layout)
         if family in (RouterFamily.UNIFORM, RouterFamily.BALANCED):
             n_slots, balanced = float(self.placements[key].n_slots), family is RouterFamily.BALANCED
@@ -57,7 +57,7 @@ class Routed:
         """Load of every rank from `draw`."""
         tokens = tokens_per_source(step, layout).astype(float)
         of_layers = counts[_key(ffn)][self.rows(ffn, indices)]
-        return drawn_load(of_layers, tokens, self._placement(ffn, indices), layout, ffn.num_experts_per_tok)
+        return drawn_load(of_layers, tokens, self._placement(ffn, indices), _limited(layout, ffn), ffn.num_experts_per_tok)
 
     def _placement(self, ffn: MoeFfn, indices: tuple[int, ...]) -> Placement:
         whole = self.placements[_key(ffn)]
@@ -150,6 +150,12 @@ def _fullest_source(step: Pass, layout: ExpertLayout) -> Num:
         return step.n_tokens / float(layout.n_ranks)
     n_inside = layout.n_ranks // layout.attention_dp_size
     return ceil_div(step.batch, float(layout.attention_dp_size)) * step.new_tokens / float(n_inside)
+
+
+def _limited(layout: ExpertLayout, ffn: MoeFfn) -> ExpertLayout:
+    if ffn.topk_group >= ffn.n_group:
+        return layout
+    return replace(layout, n_group=ffn.n_group, topk_group=ffn.topk_group)
 
 
 def _dealt(n: int, n_hands: int) -> NDArray[np.int64]:
