@@ -1,20 +1,40 @@
-"""Which calibration a run uses: the one that is named, else the shipped one of the device, else none."""
+"""Which calibration a run uses: the one that is named, else the device's own, else none."""
 
 from __future__ import annotations
 
+from moesim.calibrate.store import calibration_names, find_calibration
 from moesim.cost import CalibratedOps
-from moesim.errors import CatalogError
+from moesim.errors import InputError
 
-__all__ = ["find_calibration"]
+__all__ = ["NO_CALIBRATION", "calibration_for"]
+
+#: Name that asks for the default efficiencies although the device has a calibration.
+NO_CALIBRATION = "none"
+#: Stacks in the order in which a device's own calibration is chosen.
+PREFERRED_STACKS = ("pytorch", "vllm", "sglang", "trtllm")
 
 
-def find_calibration(name: str | None, device: str) -> CalibratedOps | None:
+def calibration_for(name: str | None, device: str) -> CalibratedOps | None:
     """The calibration for `device`.
 
+    Args:
+        name: ``device/stack``, a stack of this device, a file, ``none``, or None for the device's first by `PREFERRED_STACKS`.
+        device: catalog name of the device.
+
     Raises:
-        CatalogError: `name` is not among the device's calibrations.
+        CatalogError: no calibration of this name.
+        InputError: it belongs to another device.
     """
-    if name is not None:
-        raise CatalogError("no calibration of this name", field="calibration", value=name,
-                           hint=f"none is shipped for {device} yet; leave it out for default efficiencies")  # fmt: skip
-    return None
+    if name == NO_CALIBRATION:
+        return None
+    own = {known.partition("/")[2]: known for known in calibration_names() if known.startswith(f"{device}/")}
+    if name is None:
+        chosen = [own[stack] for stack in (*PREFERRED_STACKS, *own) if stack in own]
+        return find_calibration(chosen[0]) if chosen else None
+    found = find_calibration(own.get(name, name))
+    if found.device != device:
+        raise InputError(
+            "belongs to another device", field="calibration", value=name, allowed=", ".join(own.values()) or NO_CALIBRATION,
+            hint=f"the hardware is {device}",
+        )  # fmt: skip
+    return found

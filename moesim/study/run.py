@@ -16,7 +16,7 @@ from moesim.specs.hardware import Hardware
 from moesim.specs.load import line_of, read_yaml, validate
 from moesim.specs.model import MoeFfn
 from moesim.specs.scenario import Basis, Engine, QualityRule, ScenarioSpec, SystemKind
-from moesim.study.calibrated import find_calibration
+from moesim.study.calibrated import calibration_for
 from moesim.study.compare import compare, sentence
 from moesim.study.detail import expert_load, path_sample, phase_detail
 from moesim.study.flips import flip_curves
@@ -94,7 +94,7 @@ class _Runner:
     def __init__(self, scenario: ScenarioSpec, name: str, engine: Engine, seed: int, progress: Progress) -> None:
         self.scenario, self.name, self.engine, self.seed, self.progress = scenario, name, engine, seed, progress
         self.hardware: Hardware = load_hardware(scenario.hardware, scenario.n_devices)
-        self.calibration: CalibratedOps | None = find_calibration(scenario.calibration, self.hardware.device.name)
+        self.calibration: CalibratedOps | None = calibration_for(scenario.calibration, self.hardware.device.name)
         self.streams = np.random.SeedSequence(seed)
         self.at = scenario.workload.concurrency[len(scenario.workload.concurrency) // 2]
 

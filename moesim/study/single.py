@@ -18,7 +18,7 @@ from moesim.specs.model import ModelSpec
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import RoutingSpec
 from moesim.specs.scenario import Engine
-from moesim.study.calibrated import find_calibration
+from moesim.study.calibrated import calibration_for
 from moesim.study.instance import Instance, PassTime, build_instance
 
 __all__ = ["EstimateResult", "OperatorCost", "estimate_pass", "hardware_for"]
@@ -107,7 +107,7 @@ def estimate_pass(
     """
     rng = np.random.default_rng(seed)
     hw = hardware_for(hardware, parallel.n_ranks)
-    known = find_calibration(calibration, hw.device.name)
+    known = calibration_for(calibration, hw.device.name)
     instance = build_instance(model, parallel, hw, routing, cost=CostModel.of(hw, known), rng=rng)
     longest = context + cached
     limit = model.max_position_embeddings
