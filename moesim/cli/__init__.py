@@ -5,6 +5,7 @@ Heavy modules are imported inside commands, so that ``moesim estimate`` starts q
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -14,32 +15,55 @@ from moesim.errors import MoesimError
 __all__ = ["main"]
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point: one line and an exit code for every error a user can make."""
     _start_quickly()
-    import typer
-
-    from moesim.cli.app import app
-
     try:
-        code = app(standalone_mode=False)
-        sys.stdout.flush()
+        code = _run()
     except MoesimError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except typer.Abort:
-        _fail("aborted", 130)
+        code = INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) has what it wanted; nothing more can be flushed to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:
-        # Typer's usage errors come from whichever click it was built with, so they are known by what they can do.
-        if not hasattr(error, "format_message"):
+        _drop_output()
+        code = 0
+    except SystemExit as stopped:
+        # Typer and rich turn a reader that has gone (head, less) into this.
+        if not isinstance(stopped.__context__, BrokenPipeError):
             raise
-        _fail(_usage(error, error.format_message()), 2)
-    sys.exit(code if isinstance(code, int) else 0)
+        _drop_output()
+        code = 0
+    except OSError as error:
+        _drop_output()
+        _fail(f"{error.filename or 'output'}: {error.strerror or error}", 1)
+    except Exception as error:
+        # Typer's errors come from whichever click it was built with, so they are known by name and by what they can do.
+        if type(error).__name__ == "Abort":
+            code = INTERRUPTED
+        elif hasattr(error, "format_message"):
+            _fail(_usage(error, error.format_message()), 2)
+        else:
+            raise
+    if code == INTERRUPTED:
+        _fail("interrupted", INTERRUPTED)
+    sys.exit(code)
+
+
+def _run() -> int:
+    from moesim.cli.app import app
+
+    code = app(standalone_mode=False)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """Let nothing more be flushed to an output that does not take it."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _start_quickly() -> None:

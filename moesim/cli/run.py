@@ -60,7 +60,7 @@ def _say(result: RunResult, out_dir: Path, seconds: float | None) -> None:
 
 def _row(system: SystemResult, at: int) -> tuple[str, ...]:
     p = next(point for point in system.points if point.concurrency == at)
-    size = (system.name, f"{system.n_active_params / 1e9:.1f} of {system.n_params / 1e9:.1f}B")
+    size = (system.name, f"{system.n_active_params / 1e9:.1f}/{system.n_params / 1e9:.0f}B")
     if p.ttft_s is None or p.tpot_s is None or p.output_tokens_per_s is None:
         return (*size, p.outcome, "", "", f"{system.memory.total_bytes / 1e9:.0f}", "", "")
     energy = "" if p.energy_j_per_output_token is None else f"{p.energy_j_per_output_token:.2f}"

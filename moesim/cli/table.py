@@ -25,7 +25,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, wrap: bool = 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
         first_or_text = i == 0 or wrap
-        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=not first_or_text)
+        grid.add_column(
+            name,
+            justify="left" if i == 0 else "right",
+            overflow="fold",
+            no_wrap=not first_or_text,
+            min_width=18 if i == 0 else None,
+        )
     for row in rows:
         grid.add_row(*row)
-    Console().print(grid)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(grid)
