@@ -106,13 +106,14 @@ def estimate(program: Program, model: CostModel) -> StepEstimate:
         cost = model.cost(op)
         lines.append(_line(op, Segment("pipeline", (op,)), cost, _scalar(cost.time_s) * (program.pp_size - 1), 0.0))
     time_s = sum(line.time_s for line in lines)
-    comm = [line for line in lines if line.kind in COLLECTIVES or line.kind in EXCHANGES]
+    comm_s = sum(line.time_s for line in lines if line.kind in COLLECTIVES or line.kind in EXCHANGES)
+    hidden_s = sum(line.hidden_s for line in lines)
     return StepEstimate(
         time_s=time_s,
         lines=tuple(lines),
         imbalance_s=imbalance_s,
-        exposed_comm_s=sum(line.time_s for line in comm),
-        hidden_comm_s=sum(line.hidden_s for line in lines),
+        exposed_comm_s=comm_s - hidden_s,
+        hidden_comm_s=hidden_s,
         origin=weakest(*(line.origin for line in lines)),
         error_frac=_error(lines, time_s),
         extrapolated_frac=sum(line.time_s for line in lines if line.is_extrapolated) / time_s if time_s > 0 else 0.0,
@@ -127,6 +128,8 @@ def _group_lines(
     hidden = _hidden(pairs, program)
     if all(isinstance(time, float) for _, time in pairs):
         n = segment.n_repeat
+        if not program.overlap:
+            return [_line(op, segment, cost, cost.time_s * n, 0.0) for op, cost in zip(group, costs, strict=True)], 0.0  # type: ignore[arg-type]
         lines = [
             _line(op, segment, cost, (_scalar(cost.time_s) - _scalar(h)) * n, _scalar(h) * n)
             for op, cost, h in zip(group, costs, hidden, strict=True)
@@ -148,15 +151,15 @@ def _line(
     op: Op, segment: Segment, cost: OpCost, time_s: float, hidden_s: float,
     slowest: NDArray[np.intp] | None = None, shape: tuple[int, ...] = (),
 ) -> OpLine:  # fmt: skip
-    def total(x: Num) -> float:
-        if slowest is None:
-            return _scalar(x) * segment.n_repeat
-        return _at(x, slowest, shape) * segment.n_repeat / shape[0]
-
+    n = segment.n_repeat
+    if slowest is None:
+        flops, moved = _scalar(op.work.flops) * n, _scalar(op.work.moved_bytes) * n
+    else:
+        flops, moved = (_at(x, slowest, shape) * n / shape[0] for x in (op.work.flops, op.work.moved_bytes))
+    # by position: a report asks for hundreds of these, and keywords cost a third of the time
     return OpLine(
-        name=op.name, group=op.group, segment=segment.name, kind=op.kind, n_repeat=segment.n_repeat,
-        time_s=time_s, hidden_s=hidden_s, bound=cost.bound, flops=total(op.work.flops), moved_bytes=total(op.work.moved_bytes),
-        origin=cost.origin, error_frac=cost.error_frac, is_extrapolated=cost.is_extrapolated,
+        op.name, op.group, segment.name, op.kind, n, time_s, hidden_s, cost.bound, flops, moved, cost.origin,
+        cost.error_frac, cost.is_extrapolated,
     )  # fmt: skip
 
 

@@ -22,6 +22,9 @@ class Bound(StrEnum):
     LATENCY = "latency"
 
 
+_NAMES = tuple(Bound)
+
+
 @dataclass(frozen=True, slots=True)
 class OpCost:
     """Time of one operator on one rank and its parts, before any waiting.
@@ -48,5 +51,4 @@ class OpCost:
         if not isinstance(self.time_s, float):
             at = np.unravel_index(int(np.argmax(self.time_s)), np.shape(self.time_s))
             parts = tuple(float(np.broadcast_to(part, np.shape(self.time_s))[at]) for part in parts)  # type: ignore[assignment]
-        names = (Bound.COMPUTE, Bound.MEMORY, Bound.LINK, Bound.LATENCY)
-        return names[max(range(4), key=lambda i: parts[i])]
+        return _NAMES[parts.index(max(parts))]

@@ -72,6 +72,7 @@ def test_hiding_takes_the_shorter_of_the_two() -> None:
     result = estimate(_program(*ops, overlap=True), COST)
     assert result.time_s == pytest.approx(2.0)  # the dispatch of 1.5 s and half a second of shared experts
     assert result.hidden_comm_s == pytest.approx(1.5)
+    assert result.exposed_comm_s == pytest.approx(0.0)  # shared experts run all along
     assert estimate(_program(*ops), COST).time_s == pytest.approx(3.5)
     # two operators share the room
     both = (_compute("a", 1.0, "dispatch"), _compute("b", 1.0, "dispatch"), _exchange("dispatch", 1.0, 1.0))
