@@ -122,7 +122,7 @@ def test_plan_has_every_part_and_no_point_twice(kind, mode):
         "moe", "gemm", "attention_prefill", "attention_decode", "memory_copy", "memory_triad", "part_router", "part_permute",
         "part_experts", "part_combine",
     }  # fmt: skip
-    assert {p.kernel for p in points if p.kind == "moe"} == {"looped", "grouped", "padded", "dense", "hf_mixtral"}
+    assert {p.kernel for p in points if p.kind == "moe"} == {"looped", "grouped", "padded", "dense", "transformers"}
     assert {p.load for p in points if p.kernel == "looped"} == {"uniform", "zipf", "balanced"}
 
 

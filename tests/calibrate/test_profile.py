@@ -20,6 +20,7 @@ TINY = replace(
     tokens=(1, 8),
     skew_tokens=(16,),
     grouped_tokens=(4,),
+    part_tokens=(4,),
     gemm_sides=((64, 32), (32, 64)),
     attention_heads=((4, 2, 16),),
     prefill=((1, 8),),
@@ -55,6 +56,17 @@ def test_profile_writes_what_it_says(tmp_path):
     assert facts["date"]
     assert facts["memory_triad_bytes_per_s"] > 1e8
     assert str(tmp_path) not in found.metadata.read_text()
+
+
+@needs_torch
+def test_blocks_of_transformers_are_measured(tmp_path):
+    pytest.importorskip("transformers")
+    found = run(tmp_path, only={"transformers"}, with_transformers=True)
+    assert found.n_failed == 0, found.failures
+    rows = read_table(found.table).frame.set_index("model_shape")
+    assert len(rows) == 5
+    assert rows.loc["deepseek_v3", "n_assignments"] == 8
+    assert rows.loc["gpt_oss", "n_experts_hit"] <= 8
 
 
 @needs_torch

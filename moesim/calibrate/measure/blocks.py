@@ -105,7 +105,7 @@ def _fill(block: nn.Module, pool: Pool) -> None:
 
 def hf_case(point: Point, bench: Bench) -> Case:
     """Calls on copies of a block of transformers, with its own routing of random tokens."""
-    family = point.kernel.removeprefix("hf_")
+    family = point.name
     numbers = _FAMILIES[family].numbers()
     per_layer = (
         3 * numbers["hidden_size"] * numbers["inter_size"] * numbers["n_local_experts"] * bench.pool.dtype.itemsize

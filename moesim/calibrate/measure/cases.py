@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from moesim.calibrate.measure.layers import DenseFfn, Method, ReferenceMoe, permute
 from moesim.calibrate.measure.loads import choose_experts, load_stats
-from moesim.calibrate.measure.plan import Point
+from moesim.calibrate.measure.plan import HF_KERNEL, Point
 from moesim.calibrate.measure.pool import Pool
 from moesim.calibrate.measure.shapes import MoeSizes
 from moesim.calibrate.measure.timing import Call
@@ -69,7 +69,7 @@ def build_case(point: Point, bench: Bench) -> Case:
     Raises:
         InputError: no way to measure this kind.
     """
-    if point.kind == "moe" and point.kernel.startswith("hf_"):
+    if point.kernel == HF_KERNEL:
         from moesim.calibrate.measure.blocks import hf_case
 
         return hf_case(point, bench)

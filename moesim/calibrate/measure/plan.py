@@ -15,6 +15,7 @@ from moesim.calibrate.measure.shapes import CPU_SHAPES, GPU_SHAPES, MoeSizes
 __all__ = [
     "COLLECTIVES",
     "ELEMENT_BYTES",
+    "HF_KERNEL",
     "Load",
     "Mode",
     "Point",
@@ -29,6 +30,7 @@ T = TypeVar("T")
 Mode = Literal["quick", "full"]
 Load = Literal["", "balanced", "uniform", "zipf", "natural"]
 
+HF_KERNEL = "transformers"
 COLLECTIVES = ("all_reduce", "all_gather", "all_to_all")
 #: Bytes per element of the formats that a profile runs in.
 ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -68,6 +70,7 @@ class Scale:
     tokens: tuple[int, ...]
     skew_tokens: tuple[int, ...]
     grouped_tokens: tuple[int, ...]
+    part_tokens: tuple[int, ...]
     gemm_sides: tuple[tuple[int, int], ...]
     attention_heads: tuple[tuple[int, int, int], ...]
     prefill: tuple[tuple[int, int], ...]
@@ -84,16 +87,17 @@ _CPU = Scale(
     shapes=CPU_SHAPES,
     tokens=(1, 4, 16, 64, 256, 512),
     skew_tokens=(32, 384),
-    grouped_tokens=(4, 32, 256),
+    grouped_tokens=(1, 4, 32, 128, 384),
+    part_tokens=(4, 32, 256),
     gemm_sides=((256, 512), (512, 512), (512, 1024), (1024, 512), (1024, 1024), (768, 2048), (2048, 1024), (3072, 1024),
                 (1024, 3072), (2048, 2048), (4096, 1024)),
     attention_heads=((16, 4, 64), (8, 8, 128), (32, 8, 64), (16, 2, 128), (12, 12, 64), (32, 4, 128)),
-    prefill=((1, 128), (2, 256), (1, 512), (1, 1024)),
-    decode=((1, 512), (8, 256), (8, 1024), (32, 512), (1, 4096)),
+    prefill=((1, 32), (1, 64), (4, 64), (1, 128), (1, 192), (2, 256), (1, 384), (1, 512), (1, 768), (1, 1024)),
+    decode=((1, 512), (1, 1024), (4, 256), (8, 256), (8, 1024), (16, 128), (32, 512), (1, 4096)),
     memory_bytes=(1 * _MIB, 8 * _MIB, 64 * _MIB, 192 * _MIB),
     message_bytes=(4 * _KIB, 64 * _KIB, 1 * _MIB, 8 * _MIB),
     max_twin_flops=6e9,
-    hf_tokens=(1, 16, 128),
+    hf_tokens=(1, 4, 16, 64, 256),
 )  # fmt: skip
 
 _GPU = Scale(
@@ -101,6 +105,7 @@ _GPU = Scale(
     tokens=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
     skew_tokens=(16, 128, 1024, 4096),
     grouped_tokens=(1, 4, 16, 64, 128, 256, 1024, 4096, 8192),
+    part_tokens=(4, 64, 1024, 4096),
     gemm_sides=((1024, 4096), (2048, 2048), (2048, 4096), (4096, 4096), (6144, 4096), (4096, 14336), (14336, 4096),
                 (7168, 2048), (7168, 7168), (8192, 8192), (28672, 4096)),
     attention_heads=((32, 8, 128), (32, 4, 128), (16, 16, 128), (64, 8, 128), (64, 8, 64), (16, 2, 128)),
@@ -123,6 +128,7 @@ def scale_for(device_kind: str, mode: Mode) -> Scale:
         tokens=_thin(scale.tokens),
         skew_tokens=scale.skew_tokens[:1],
         grouped_tokens=_thin(scale.grouped_tokens),
+        part_tokens=_thin(scale.part_tokens),
         gemm_sides=scale.gemm_sides[::2],
         attention_heads=scale.attention_heads[::2],
         prefill=_thin(scale.prefill),
@@ -153,10 +159,10 @@ def plan_points(scale: Scale, dtype: str, max_layer_bytes: float, hf_families: I
     for sizes in shapes:
         points += _layers(sizes, scale, dtype)
         points += _twins(sizes, scale, dtype)
-    for sizes in shapes[::3]:
+    for sizes in shapes[::4]:
         points += _parts(sizes, scale, dtype)
     for family in hf_families:
-        points += [Point("moe", f"hf_{family}", dtype, family, "natural", {"n_tokens": t}) for t in scale.hf_tokens]
+        points += [Point("moe", HF_KERNEL, dtype, family, "natural", {"n_tokens": t}) for t in scale.hf_tokens]
     points += _products(scale, dtype) + _attention(scale, dtype)
     for n_bytes in scale.memory_bytes:
         points += [Point(kind, "torch", "fp32", sizes={"n_bytes": n_bytes}) for kind in ("memory_copy", "memory_triad")]
@@ -186,7 +192,7 @@ def _layers(sizes: MoeSizes, scale: Scale, dtype: str) -> list[Point]:
     points += [layer("looped", "zipf", t) for t in scale.skew_tokens]
     points += [layer("looped", "balanced", t) for t in scale.skew_tokens[:1]]
     points += [layer("grouped", "uniform", t) for t in scale.grouped_tokens]
-    points += [layer("padded", "uniform", t) for t in scale.grouped_tokens[:2] if sizes.n_experts <= 32]
+    points += [layer("padded", "uniform", t) for t in scale.grouped_tokens[:3] if sizes.n_experts <= 32]
     return points
 
 
@@ -204,7 +210,7 @@ def _twins(sizes: MoeSizes, scale: Scale, dtype: str) -> list[Point]:
 def _parts(sizes: MoeSizes, scale: Scale, dtype: str) -> list[Point]:
     """Router, permute, expert products and combine of one layer, apart."""
     points = []
-    for n_tokens in scale.grouped_tokens:
+    for n_tokens in scale.part_tokens:
         numbers = {"n_tokens": n_tokens, **sizes.numbers}
         points += [
             Point(f"part_{p}", "torch", dtype, sizes.name, "uniform", numbers) for p in ("router", "permute", "combine")
