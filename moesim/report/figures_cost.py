@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 MARKERS = "osD^vPX*"
-_HALO = {"facecolor": stand_in("paper"), "edgecolor": "none", "pad": 0.8}
+HALO = {"facecolor": stand_in("paper"), "edgecolor": "none", "pad": 0.8}
 
 
 def latency(result: RunResult) -> FigureBlock | None:
@@ -44,7 +44,7 @@ def latency(result: RunResult) -> FigureBlock | None:
         for axes, title in ((left, "Time per output token (ms)"), (right, "Time to first token, unloaded (ms)")):
             log_axis(axes, "y")
             ticks = sorted({p.concurrency for s in result.systems for p in s.points})
-            log_axis(axes, "x", [float(t) for t in ticks])
+            log_axis(axes, "x", [float(t) for t in ticks], [f"{t:,}" for t in ticks])
             axes.set_title(title)
             axes.set_xlabel("requests in flight on the whole hardware")
         system_legend(figure, result, range(len(result.systems)))
@@ -116,7 +116,7 @@ def memory(result: RunResult) -> FigureBlock:
                 left += width
             fits = system.memory.outcome == "ok"
             text = f" {number(left)} GB" if fits else f" {number(left)} GB, does not fit"
-            axes.text(left, row, text, va="center", fontsize=9, color=stand_in("ink" if fits else "alarm"), bbox=_HALO)
+            axes.text(left, row, text, va="center", fontsize=9, color=stand_in("ink" if fits else "alarm"), bbox=HALO)
         capacity = max(s.memory.capacity_bytes for s in systems) / 1e9
         axes.plot(
             [capacity] * 2, [-0.5, len(systems) - 0.5], color=stand_in("alarm"), linewidth=1.4, linestyle=(0, (5, 2))

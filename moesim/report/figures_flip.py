@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesim.report.colours import stand_in, system_colour
 from moesim.report.document import FigureBlock
-from moesim.report.figures_cost import MARKERS
+from moesim.report.figures_cost import HALO, MARKERS
 from moesim.report.svg import drawing, log_axis, to_svg
 from moesim.report.text import compact, number, short_name
 from moesim.study.results import FlipCurve, RunResult
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["AXIS_WORDS", "axis_label", "axis_value", "break_even", "crossings_of"]
+
+_LEVELS = (7, -15, 19, -27)  # heights of labels in points
 
 #: What an axis is called.
 AXIS_WORDS = {
@@ -69,12 +71,15 @@ def _figure(result: RunResult, index: int, curves: list[FlipCurve]) -> FigureBlo
     factor = 1e9 if curves[0].unit == "B/s" else 1.0
     unit = "GB/s" if curves[0].unit == "B/s" else curves[0].unit
     with drawing(3.7, 2, sharey=True) as (figure, (usd, tpot)):
+        in_usd: list[float] = []
+        in_tpot: list[float] = []
         for curve in curves:
-            _curve(usd, result, curve, curve.usd_ratio, curve.crossings, factor)
-            _curve(tpot, result, curve, curve.tpot_ratio, None, factor)
+            in_usd += _curve(usd, result, curve, curve.usd_ratio, curve.crossings, factor)
+            in_tpot += _curve(tpot, result, curve, curve.tpot_ratio, (), factor)
         values = [v for c in curves for v in (*c.usd_ratio, *c.tpot_ratio) if v is not None and v > 0] or [1.0]
         low, high = min(0.7, *values) / 1.25, max(1.4, *values) * 1.25
-        for axes, name in ((usd, "Dollars per token"), (tpot, "Time per output token")):
+        for axes, name, places in ((usd, "Dollars per token", in_usd), (tpot, "Time per output token", in_tpot)):
+            _mark(axes, places, curves[0], factor)
             _sides(axes, low, high, short_name(reference, 30))
             axes.set_title(f"{name}: other over {short_name(reference, 24)}")
             axes.set_xlabel(axis_label(words, unit))
@@ -97,36 +102,35 @@ def axis_label(words: str, unit: str) -> str:
 
 
 def _curve(
-    axes: Axes, result: RunResult, curve: FlipCurve, ratio: tuple[float | None, ...], crossings: tuple[float, ...] | None,
+    axes: Axes, result: RunResult, curve: FlipCurve, ratio: tuple[float | None, ...], crossings: tuple[float, ...],
     factor: float,
-) -> None:  # fmt: skip
+) -> list[float]:  # fmt: skip
+    """Draw a line; where it crosses 1: the values found by bisection where they are this line's, else interpolated."""
     names = [s.name for s in result.systems]
     i = names.index(curve.other) if curve.other in names else len(names)
-    x = [v / factor for v in curve.x]
-    y = [math.nan if r is None else r for r in ratio]
-    colour = stand_in(system_colour(i))
     axes.plot(
-        x,
-        y,
-        marker=MARKERS[i % len(MARKERS)],
-        markersize=4,
-        color=colour,
-        label=f"against {short_name(curve.other, 40)}",
-    )
+        [v / factor for v in curve.x], [math.nan if r is None else r for r in ratio], marker=MARKERS[i % len(MARKERS)],
+        markersize=4, color=stand_in(system_colour(i)), label=f"against {short_name(curve.other, 40)}",
+    )  # fmt: skip
     found = crossings_of(curve.x, ratio)
-    if crossings is not None and len(crossings) == len(found):
-        found = list(crossings)
-    lo, hi = math.log(max(min(x), 1e-12)), math.log(max(x))
-    for n, place in enumerate(found):
+    return list(crossings) if len(crossings) == len(found) else found
+
+
+def _mark(axes: Axes, places: list[float], curve: FlipCurve, factor: float) -> None:
+    """Circles at crossings, with values that dodge each other."""
+    low, high = math.log(max(min(curve.x), 1e-12)), math.log(max(curve.x))
+    level, last = 0, -math.inf
+    for place in sorted(places):
+        at = (math.log(place) - low) / max(high - low, 1e-12)
+        level = (level + 1) % len(_LEVELS) if at - last < 0.16 else 0
+        last = at
         axes.plot(
             place / factor, 1.0, "o", markersize=9, markerfacecolor="none", markeredgecolor=stand_in("alarm"), zorder=4
         )
-        at_right = math.log(place / factor) > lo + 0.85 * (hi - lo)
         label = axes.annotate(
             axis_value(place, curve.unit if factor != 1.0 else ""), (place / factor, 1.0),
-            (-7 if at_right else 7, -14 if (i + n) % 2 else 7), textcoords="offset points", ha="right" if at_right else "left",
-            fontsize=8.5, color=stand_in("alarm"), zorder=5,
-            bbox={"facecolor": stand_in("paper"), "edgecolor": "none", "pad": 0.6, "alpha": 0.75},
+            (-7 if at > 0.85 else 7, _LEVELS[level]), textcoords="offset points", ha="right" if at > 0.85 else "left",
+            fontsize=8.5, color=stand_in("alarm"), zorder=5, bbox=HALO | {"alpha": 0.75},
         )  # fmt: skip
         label.set_in_layout(False)
 

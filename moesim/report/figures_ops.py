@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from moesim.report.colours import stand_in, system_colour
 from moesim.report.document import FigureBlock
+from moesim.report.figures_cost import HALO
 from moesim.report.svg import drawing, log_axis, to_svg
 from moesim.report.text import number, short_name, time_text
 from moesim.study.results import OperatorRow, PhaseDetail, RunResult, SystemResult
@@ -132,9 +133,8 @@ def _roofs(axes: Axes, result: RunResult, low: float, high: float) -> None:
         axes.plot([peak / width, high], [peak, peak], color=soft, linewidth=1.4 if peak == top else 0.9)
         if all(abs(peak - other) > 0.12 * other for other in labelled):
             same = "/".join(n for n, p in used.items() if abs(p - peak) <= 0.12 * peak)
-            axes.text(
-                high / 1.05, peak * 1.08, f"{same} {number(peak / 1e12)} TFLOP/s", ha="right", fontsize=8.5, color=soft
-            )
+            label = f"{same} {number(peak / 1e12)} TFLOP/s"
+            axes.text(high / 1.05, peak * 1.1, label, ha="right", fontsize=8.5, color=soft, bbox=HALO, zorder=5)
             labelled.append(peak)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["all_routing", "expert_load", "paths", "rank_changes", "sketch"]
 
 _TOKEN_COLOURS = ("s0", "s1", "s2", "s3", "s4", "s6")
-_N_SHOWN = 4
+_N_SHOWN, _N_SHOWN_DEEP = 4, 2  # fewer tokens where many layers would make a thicket
 
 
 def sketch() -> FigureBlock:
@@ -89,15 +89,15 @@ def paths(index: int, system: SystemResult) -> FigureBlock | None:
         len(sample.layers),
         system.n_experts or 1 + max(e for t in sample.experts for la in t for e in la),
     )
+    n_shown = min(_N_SHOWN if n_layers <= 40 else _N_SHOWN_DEEP, len(sample.experts))
     height = min(5.6, max(3.0, 1.6 + 0.25 * n_experts))
     key, title = (
         f"fig-paths-{index}",
-        f"The way of {plural(min(_N_SHOWN, len(sample.experts)), 'token')} through {system.name}",
+        f"The way of {plural(n_shown, 'token')} through {system.name}",
     )
     with drawing(height) as (figure, (axes,)):
         bands = _bands(sample, n_experts)
         _draw_bands(axes, bands, n_layers)
-        n_shown = min(_N_SHOWN, len(sample.experts))
         for token in range(n_shown):
             _draw_token(axes, sample.experts[token], token, (token - (n_shown - 1) / 2) * min(0.16, n_experts / 300))
         _layer_ticks(axes, sample.layers, "x")

@@ -86,7 +86,8 @@ def _price(result: RunResult) -> str:
 def _answer(result: RunResult) -> Section:
     """What it costs, which is better and why, where that flips; every sentence of the headline once."""
     at = focus_concurrency(result)
-    verdicts = [line for line in result.headline if any(c.verdict and c.verdict in line for c in result.comparisons)]
+    compared = [c.verdict for c in result.comparisons if c.verdict]
+    verdicts = [s for s in result.headline if s.startswith("Against ") or any(v in s for v in compared)]
     flips = [line for line in result.headline if line not in verdicts and any(f.summary in line for f in result.flips)]
     costs = [line for line in result.headline if line not in verdicts and line not in flips]
     named = [c.verdict for c in result.comparisons if c.basis is Basis.NAMED and c.concurrency == at]
@@ -102,7 +103,7 @@ def _answer(result: RunResult) -> Section:
     blocks += _there(flip_table(result))
     words = tuple(line for line in costs if line not in leads)
     if words:
-        blocks.append(Callout("note", "Each system in words", "", words))
+        blocks.append(Callout("note", "In words", "", words))
     return Section("answer", "The answer", tuple(blocks))
 
 

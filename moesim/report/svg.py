@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -31,7 +32,8 @@ def drawing(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(cast(Any, _style())):
+    with mpl.rc_context(cast(Any, _style())), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has the glyph
         figure = Figure(figsize=(FIGURE_WIDTH_IN, height_in), layout="constrained")
         axes = figure.subplots(n_rows, n_columns, squeeze=False, **kwargs)
         yield figure, list(axes.flat)
@@ -92,7 +94,8 @@ def log_axis(axes: Axes, which: str, ticks: list[float] | None = None, labels: l
 def _style() -> dict[str, Any]:
     ink, soft, rule = stand_in("ink"), stand_in("soft"), stand_in("rule")
     return {
-        "svg.fonttype": "none", "svg.hashsalt": "moesim", "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": ink,
+        "svg.fonttype": "none", "text.parse_math": False,
+        "svg.hashsalt": "moesim", "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": ink,
         "axes.labelcolor": soft, "axes.edgecolor": rule, "axes.titlesize": 10.0, "axes.titleweight": "bold",
         "axes.titlelocation": "left", "axes.titlecolor": ink, "axes.titlepad": 8.0, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": rule, "grid.linewidth": 0.6,

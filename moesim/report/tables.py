@@ -293,7 +293,7 @@ def _ratio_cell(ratio: float | None) -> Cell:
 
 def _error_cell(error_frac: float | None, origin: Origin) -> Cell:
     if error_frac is None:
-        return Cell("none", tip="assumption only: nothing was measured that could give an interval", badge=origin)
+        return Cell("", tip="no interval: nothing was measured that could give one", badge=origin)
     return Cell(f"±{error_frac:.0%}", badge=origin)
 
 
@@ -329,6 +329,6 @@ def _times_note(result: RunResult, points: Sequence[Point]) -> str:
         interval = "assumption only, no interval"
     else:
         span = f"±{min(errors):.0%}" if min(errors) == max(errors) else f"±{min(errors):.0%} to ±{max(errors):.0%}"
-        missing = "" if len(errors) == len(ok) else "; rows with “none” are assumption only"
+        missing = "" if len(errors) == len(ok) else "; rows without one are assumption only"
         interval = f"90% interval {span} where measured{missing}"
     return f"Weakest input: {ORIGIN_WORDS[origin][0]}; {interval}. {input_counts(result.inputs)}"

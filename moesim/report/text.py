@@ -162,5 +162,6 @@ def group_label(group: str) -> str:
 
 
 def short_name(name: str, limit: int = 52) -> str:
-    """A system's name cut to fit a legend."""
+    """A system's name cut to fit a legend; matplotlib leaves out labels that begin with an underscore."""
+    name = f"\u200b{name}" if name.startswith("_") else name
     return name if len(name) <= limit else name[: limit - 1].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""Reports on disk: written beside the target, then moved into place file by file, ``results.json`` last."""
+"""Reports on disk: written to a hidden directory, then moved into place file by file, ``results.json`` last."""
 
 from __future__ import annotations
 
@@ -156,8 +156,9 @@ def _replace(out_dir: Path, files: Mapping[str, bytes], *, keep_trace: bool) -> 
 
 @contextmanager
 def _beside(out_dir: Path) -> Iterator[Path]:
-    """A directory on the same file system that goes away in the end."""
-    staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.resolve().parent))
+    """A directory on the same file system that goes away in the end: inside `out_dir`, which may be a mount, if it exists."""
+    home = out_dir if out_dir.is_dir() else out_dir.resolve().parent
+    staging = Path(tempfile.mkdtemp(prefix=".moesim-", dir=home))
     try:
         yield staging
     finally:

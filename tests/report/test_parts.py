@@ -1,0 +1,128 @@
+"""Figures and formatting, piece by piece."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+
+import pytest
+from report_sample import sample_result
+
+from moesim.report import figures_flip, text
+from moesim.report.colours import css_variables
+from moesim.report.figures import draw
+from moesim.report.figures_cost import memory_parts, pareto, time_by_group
+from moesim.report.figures_flip import crossings_of
+from moesim.report.figures_routing import rank_changes
+from moesim.report.tables import focus_concurrency, operator_tables, results_table
+from moesim.study.results import PathSample, RunResult
+
+
+@pytest.mark.parametrize("module", [text, figures_flip])
+def test_examples_in_docstrings(module: object) -> None:
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, moesim.report; "
+        "print([m for m in ('pandas', 'matplotlib', 'jinja2', 'perfetto', 'simpy', 'scipy', 'pydantic') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_drawing_leaves_matplotlib_as_it_was(result: RunResult) -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    draw(result)
+    assert dict(mpl.rcParams) == before
+
+
+def test_drawing_is_pure(result: RunResult) -> None:
+    assert draw(result) == draw(result)
+
+
+def test_time_and_memory_add_up(result: RunResult) -> None:
+    for system in result.systems:
+        assert sum(memory_parts(system.memory).values()) == pytest.approx(system.memory.total_bytes)
+        for detail in system.details:
+            exposed = sum(r.time_s - r.hidden_s for r in detail.operators)
+            assert sum(time_by_group(detail).values()) == pytest.approx(max(exposed, detail.time_s), rel=0.003)
+
+
+def test_front_holds_exactly_the_points_that_no_named_system_beats(result: RunResult) -> None:
+    points = [
+        (p.output_tokens_per_s_per_user, p.output_tokens_per_s_per_device)
+        for s in result.systems
+        if s.basis.value == "named"
+        for p in s.points
+        if p.outcome == "ok"
+    ]
+    n_best = sum(not any(u >= x and v >= y and (u, v) != (x, y) for u, v in points) for x, y in points)
+    block = pareto(result)
+    assert block is not None
+    told = [int(part.split()[-1]) for part in block.alt.split(": ")[1].split(", ")]
+    assert sum(told) == n_best > 1
+
+
+def test_crossings() -> None:
+    assert crossings_of((1.0, 2.0, 4.0), (0.5, None, 2.0)) == []
+    assert crossings_of((1.0, 10.0, 100.0), (0.1, 10.0, 0.1)) == pytest.approx([10**0.5, 10**1.5])
+    assert crossings_of((1.0, 2.0), (1.5, 1.2)) == []
+
+
+def test_rank_changes() -> None:
+    def sample(ranks: tuple[tuple[tuple[int, ...], ...], ...]) -> PathSample:
+        return PathSample(layers=(0, 1, 2), experts=ranks, ranks=ranks, n_possible_paths_log10=1.0)
+
+    assert rank_changes(sample((((0, 1), (0, 1), (1, 0)),))) == 0.5
+    assert rank_changes(sample((((0,), (0,), (0,)),))) == 0.0
+
+
+def test_best_is_marked_once_per_column(result: RunResult) -> None:
+    table = results_table(result, [focus_concurrency(result)], "answer", "caption")
+    for column in range(1, 7):
+        marked = [row[column].text for row in table.rows if row[column].best]
+        assert marked
+        values = [float(row[column].text.replace(",", "")) for row in table.rows]
+        assert float(marked[0].replace(",", "")) in (min(values), max(values))
+
+
+def test_operators_are_sorted_and_flag_extrapolation(result: RunResult) -> None:
+    tables = operator_tables(result)
+    assert len(tables) == sum(len(s.details) for s in result.systems)
+    for table in tables:
+        times = [float(row[3].text.replace(",", "")) for row in table.rows]
+        assert times == sorted(times, reverse=True)
+    flagged = [t for t in tables if any("†" in row[0].text for row in t.rows)]
+    assert flagged
+    assert all("outside the range of the calibration" in t.origin_note for t in flagged)
+
+
+def test_colours_keep_their_contrast() -> None:
+    """Text at 4.5:1 and lines at 3:1 on paper, in light and in dark (WCAG 2.2)."""
+    for scheme in css_variables():
+        colours = dict(part.removeprefix("--").split(":") for part in scheme.rstrip(";").split(";"))
+        for name in ("ink", "soft", "alarm"):
+            assert _contrast(colours[name], colours["paper"]) >= 4.5, name
+        for name in (f"s{i}" for i in range(8)):
+            assert _contrast(colours[name], colours["paper"]) >= 3.0, name
+
+
+def _contrast(a: str, b: str) -> float:
+    high, low = sorted((_luminance(a), _luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def test_sample_has_what_the_tests_need() -> None:
+    outcomes = {p.outcome for s in sample_result().systems for p in s.points}
+    assert outcomes == {"ok", "out of memory"}
