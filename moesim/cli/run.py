@@ -48,7 +48,7 @@ def report_command(directory: Path) -> None:
 
 
 def _say(result: RunResult, out_dir: Path, seconds: float | None) -> None:
-    at = result.scenario.workload.concurrency[len(result.scenario.workload.concurrency) // 2]
+    at = result.scenario.workload.middle
     print(f"\n{result.scenario.title}, {at} requests in flight")
     header = ("system", "active", "TTFT ms", "TPOT ms", "tok/s", "GB/rank", "J/tok", "$/Mtok")
     table(header, [_row(system, at) for system in result.systems])

@@ -38,6 +38,11 @@ class WorkloadSpec(Frozen):
         return self.input_tokens + 0.5 * self.output_tokens
 
     @property
+    def middle(self) -> int:
+        """The concurrency at which systems are explained in detail: the middle of those listed."""
+        return self.concurrency[len(self.concurrency) // 2]
+
+    @property
     def longest_context(self) -> int:
         """Tokens that a request has cached when it ends."""
         return self.input_tokens + self.output_tokens

@@ -63,13 +63,15 @@ def crossings(x: Sequence[float], ratio: Sequence[float | None]) -> list[float]:
     [2.0]
     """
     found = []
-    for (x0, r0), (x1, r1) in zip(zip(x, ratio, strict=True), list(zip(x, ratio, strict=True))[1:], strict=False):
-        if r0 is None or r1 is None or (r0 - 1.0) * (r1 - 1.0) > 0 or r0 == r1:
+    known = [(value, r) for value, r in zip(x, ratio, strict=True) if r is not None]
+    # a point at exactly 1 belongs to neither side; a curve that touches 1 and turns back does not cross it
+    sides = [(value, r) for value, r in known if r != 1.0]
+    for (x0, r0), (x1, r1) in zip(sides, sides[1:], strict=False):
+        if (r0 > 1.0) == (r1 > 1.0):
             continue
-        if r0 == 1.0:
-            continue
+        even = [value for value, r in known if r == 1.0 and x0 < value < x1]
         share = math.log(r0) / (math.log(r0) - math.log(r1))
-        found.append(math.exp(math.log(x0) + share * (math.log(x1) - math.log(x0))))
+        found.append(even[0] if even else math.exp(math.log(x0) + share * (math.log(x1) - math.log(x0))))
     return found
 
 

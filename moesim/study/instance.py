@@ -50,12 +50,8 @@ class Instance:
         """The same instance with perfectly even routing."""
         if self.routed is None:
             return self
-        even = route_model(
-            self.model,
-            RoutingSpec(family=RouterFamily.BALANCED),
-            self.parallel.model_copy(update={"redundant_experts": 0}),
-        )
-        return replace(self, routed=even, parallel=self.parallel.model_copy(update={"redundant_experts": 0}))
+        even = route_model(self.model, RoutingSpec(family=RouterFamily.BALANCED), ParallelSpec())
+        return replace(self, routed=replace(even, placements=self.routed.placements))
 
     def program(self, step: Pass, counts: Counts | None = None, *, overlap: bool | None = None) -> Program:
         """Lower a pass, under the expected load or a drawn one."""

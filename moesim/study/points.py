@@ -119,7 +119,8 @@ def weight_bytes_read(system: System, requests_per_slot: float, n_active: float)
     instance = system.instance
     parallel = instance.parallel.model_copy(update={"redundant_experts": 0})
     weights = instance.memory(1, 1, 1).memory.weights
-    shared = weights.total - weights.routed_experts - weights.embedding
+    looked_up = 0.0 if instance.model.tie_word_embeddings else weights.embedding
+    shared = weights.total - weights.routed_experts - looked_up
     total = shared * parallel.n_ranks
     if instance.routed is not None:
         s = instance.model.storage.routed_experts.bytes_per_element

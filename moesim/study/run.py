@@ -96,7 +96,7 @@ class _Runner:
         self.hardware: Hardware = load_hardware(scenario.hardware, scenario.n_devices)
         self.calibration: CalibratedOps | None = calibration_for(scenario.calibration, self.hardware.device.name)
         self.streams = np.random.SeedSequence(seed)
-        self.at = scenario.workload.concurrency[len(scenario.workload.concurrency) // 2]
+        self.at = scenario.workload.middle
 
     def rng(self) -> np.random.Generator:
         """The next independent stream."""
@@ -204,7 +204,9 @@ class _Runner:
         rows = []
         for rule in QualityRule:
             twin = dense_twin(model, Basis.EQUAL_QUALITY, rule)
-            _, equal = twin_system(reference, twin, "equal quality", self.hardware, self.calibration, self.rng())
+            _, equal = twin_system(
+                reference, twin, "equal quality", self.scenario, self.hardware, self.calibration, self.rng()
+            )
             other = measure_point(equal, self.hardware, self.scenario.workload, self.at, Engine.ANALYTIC, self.rng())
             usd = _over(point.output_tokens_per_s, other.output_tokens_per_s)
             verdict = sentence(reference.spec.name, "the dense model", usd, point.error_frac, other.error_frac)

@@ -11,9 +11,9 @@ from moesim.errors import InputError, ParallelError
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec
 from moesim.specs.parallel import ParallelSpec
-from moesim.specs.scenario import Basis, ScenarioSpec, SystemKind, SystemSpec
+from moesim.specs.scenario import Basis, Engine, ScenarioSpec, SystemKind, SystemSpec
 from moesim.study.instance import build_instance
-from moesim.study.points import System
+from moesim.study.points import System, measure_point
 from moesim.study.resolve import resolve_model
 from moesim.study.twins import dense_twin
 
@@ -100,15 +100,26 @@ def _check_context(scenario: ScenarioSpec, model: ModelSpec) -> None:
 
 
 def twin_system(
-    reference: Candidate, model: ModelSpec, name: str, hardware: Hardware, calibration: CalibratedOps | None,
-    rng: np.random.Generator,
+    reference: Candidate, model: ModelSpec, name: str, scenario: ScenarioSpec, hardware: Hardware,
+    calibration: CalibratedOps | None, rng: np.random.Generator,
 ) -> tuple[SystemSpec, System]:  # fmt: skip
-    """A dense twin on the hardware of its MoE, split like it as far as that makes sense without experts."""
-    own = reference.spec.parallel
-    split = ParallelSpec(tp_size=own.tp_size, dp_size=own.dp_size, cp_size=own.cp_size, pp_size=own.pp_size)
-    parallel = _dense_split(split, model)
-    spec = SystemSpec(name=name, kind=SystemKind.DENSE, model=reference.spec.model, parallel=parallel)
-    return spec, build_system(spec, model, hardware, calibration, rng)
+    """A dense twin on the ranks of its MoE, split in the way that serves it best.
+
+    Without experts to spread, attention data parallelism only copies weights, so every trade of data- for tensor-parallel ranks
+    is tried; one that fits the largest concurrency is preferred, then the highest throughput at the middle one (closed form).
+    """
+    workload = scenario.workload
+    tried = []
+    for split in _dense_splits(reference.spec.parallel, model):
+        spec = SystemSpec(name=name, kind=SystemKind.DENSE, model=reference.spec.model, parallel=split)
+        system = build_system(spec, model, hardware, calibration, rng)
+        largest, middle = (
+            measure_point(system, hardware, workload, n, Engine.ANALYTIC, rng, explain=False)
+            for n in (max(workload.concurrency), workload.middle)
+        )
+        tried.append((largest.outcome == "ok", middle.output_tokens_per_s or 0.0, spec, system))
+    _, _, spec, system = max(tried, key=lambda t: (t[0], t[1]))
+    return spec, system
 
 
 def _twin(
@@ -117,25 +128,22 @@ def _twin(
 ) -> Candidate:  # fmt: skip
     model = dense_twin(reference.system.instance.model, basis, scenario.comparison.quality_rule)
     name = f"dense, {basis.value.replace('_', ' ')}"
-    spec, system = twin_system(reference, model, name, hardware, calibration, rng)
+    spec, system = twin_system(reference, model, name, scenario, hardware, calibration, rng)
     return Candidate(spec, basis, system)
 
 
-def _dense_split(split: ParallelSpec, model: ModelSpec) -> ParallelSpec:
-    """A dense twin has no experts to spread: attention-DP becomes TP as far as heads and widths divide by it."""
-    best = split
-    for factor in (2, 4, 8, 16, 32, 64, 128):
-        if split.dp_size % factor:
-            break
-        tried = ParallelSpec(
-            tp_size=split.tp_size * factor,
-            dp_size=split.dp_size // factor,
-            cp_size=split.cp_size,
-            pp_size=split.pp_size,
+def _dense_splits(own: ParallelSpec, model: ModelSpec) -> list[ParallelSpec]:
+    """The MoE's split without expert parallelism, and each trade of attention-DP for TP that `model` divides by."""
+    found = []
+    for factor in (d for d in range(1, own.dp_size + 1) if own.dp_size % d == 0):
+        split = ParallelSpec(
+            tp_size=own.tp_size * factor, dp_size=own.dp_size // factor, cp_size=own.cp_size, pp_size=own.pp_size
         )
         try:
-            tried.check(model)
+            split.check(model)
         except ParallelError:
-            break
-        best = tried
-    return best
+            continue
+        found.append(split)
+    if not found:
+        raise ParallelError(f"no dense split of {own.n_ranks} ranks divides {model.name}", field="comparison.bases")
+    return found
