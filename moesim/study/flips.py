@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def crossings(x: Sequence[float], ratio: Sequence[float | None]) -> list[float]:
     known = [(value, r) for value, r in zip(x, ratio, strict=True) if r is not None]
     # a point at exactly 1 belongs to neither side; a curve that touches 1 and turns back does not cross it
     sides = [(value, r) for value, r in known if r != 1.0]
-    for (x0, r0), (x1, r1) in zip(sides, sides[1:], strict=False):
+    for (x0, r0), (x1, r1) in pairwise(sides):
         if (r0 > 1.0) == (r1 > 1.0):
             continue
         even = [value for value, r in known if r == 1.0 and x0 < value < x1]
