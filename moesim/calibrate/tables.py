@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -167,7 +167,9 @@ def shape_of(kind: str, rows: pd.DataFrame) -> Shape:
         )  # fmt: skip
     if "attention" in kind:
         sizes = ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "qk_head_dim", "v_head_dim")
-        return AttentionShape(*(column(c) for c in sizes), column("window"), kind.startswith("mla"))  # type: ignore[arg-type]
+        b, q, kv, h, kvh, qk, v = (column(c) for c in sizes)
+        window: Any = column("window")
+        return AttentionShape(b, q, kv, h, kvh, qk, v, window, kind.startswith("mla"))
     return CollectiveShape(column("n_ranks"), column("message_bytes"))  # type: ignore[arg-type]
 
 
@@ -200,7 +202,7 @@ def read_table(path: str | Path) -> MeasurementTable:
         if path.suffix == ".parquet":
             frame = pd.read_parquet(path)
         else:
-            frame = pd.read_csv(path, dtype={c: str for c in TEXTS}, keep_default_na=False, na_values=[""])
+            frame = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""])
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read as a table: {error}", file=str(path)) from None
     return MeasurementTable.of(frame, str(path))

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.cost.forms import Array, Form, Parameters, Target, Terms, param, stack_features
-from moesim.cost.forms_gemm import wave_factor
+from moesim.cost.forms_gemm import alignment, wave_factor
 from moesim.ops import AttentionShape
 
 __all__ = ["DECODE", "PREFILL", "DecodeParams", "PrefillParams", "keys_per_sequence"]
 
 _ROWS = 128
 _NO_WINDOW = 1e9
+_MAX_PACKED_HEADS = 32  # query heads per key head that packed decode kernels take; beyond, other kernels run
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,9 @@ class PrefillParams(Parameters):
 
     compute_frac: float = param(0.6, 0.01, 1.1, "", "part of peak flop/s with long keys and a full device")
     keys_half: float = param(100.0, 1.0, 5e3, "keys", "mean keys per query at which fixed work takes half of the time")
-    query_extra: float = param(16.0, 0.1, 500.0, "queries", "queries computed beyond those asked for, per head (tile padding)")
+    query_extra: float = param(
+        16.0, 0.1, 500.0, "queries", "queries computed beyond those asked for, per head (tile padding)"
+    )
     wave_frac: float = param(0.5, 1e-3, 1.0, "", "part of the last, unfilled wave over the compute units that is lost")
     memory_frac: float = param(0.7, 0.03, 1.3, "", "part of peak memory bytes/s")
     bytes_half: float = param(1e6, 1e3, 1e9, "B", "bytes moved at which half of that rate is reached")
@@ -40,7 +43,9 @@ class DecodeParams(Parameters):
     """Parameters of `DECODE`."""
 
     compute_frac: float = param(0.4, 0.003, 1.1, "", "part of peak flop/s with full query tiles")
-    group_extra: float = param(16.0, 0.1, 200.0, "heads", "query heads computed beyond those of the key head (tile padding)")
+    group_extra: float = param(
+        16.0, 0.1, 200.0, "heads", "query heads computed beyond those of the key head (tile padding)"
+    )
     memory_frac: float = param(0.8, 0.03, 1.3, "", "part of peak memory bytes/s while the cache is read")
     bytes_half: float = param(1e6, 1e3, 1e9, "B", "bytes of cache at which half of that rate is reached")
     split_power: float = param(0.2, 1e-3, 1.0, "", "how badly few key blocks fill the device (1: not at all)")
@@ -114,6 +119,7 @@ def _decode_features(shape: AttentionShape, p: DecodeParams, target: Target, t: 
         log(b), log(keys), log(kv), log(h), log(h / kvh * q), log(qk), log(t.compute_s / t.memory_s),
         log(t.compute_s / t.overhead_s), log(t.memory_s / t.overhead_s), log(rows), log(blocks),
         np.where(blocks > 1.0, 3.0 * log(np.ceil(blocks) / blocks), 0.0), window < kv, log(kvh * (qk + v)),
+        alignment(h / kvh, 16), 2.0 * (h / kvh > _MAX_PACKED_HEADS),
     )  # fmt: skip
 
 
@@ -143,7 +149,7 @@ DECODE = Form(
     feature_names=(
         "log sequences", "log keys read", "log keys", "log heads", "log query rows per key head", "log head width",
         "log compute/memory", "log compute/overhead", "log memory/overhead", "log key blocks", "log blocks", "lost wave",
-        "window cuts", "log key row",
+        "window cuts", "log key row", "alignment of the group", "group above 32",
     ),
     shape_columns=_COLUMNS,
     group_columns=_GROUPS,

@@ -32,7 +32,13 @@ class FamilyKey:
     @property
     def name(self) -> str:
         """Readable identity, unique within a calibration."""
-        parts = (self.kind, self.dtype, self.act_dtype if self.act_dtype != self.dtype else "", self.kv_dtype, self.kernel)
+        parts = (
+            self.kind,
+            self.dtype,
+            self.act_dtype if self.act_dtype != self.dtype else "",
+            self.kv_dtype,
+            self.kernel,
+        )
         return "/".join(part for part in parts if part)
 
 

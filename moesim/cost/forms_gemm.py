@@ -24,9 +24,13 @@ class GemmParams(Parameters):
 
     compute_frac: float = param(0.7, 0.02, 1.1, "", "part of peak flop/s at the largest tile, full device, deep k")
     tile_half: float = param(32.0, 0.5, 500.0, "rows", "operand reuse: tiles this small lose half of the compute rate")
-    depth_half: float = param(300.0, 1.0, 1e4, "elements", "depth k at which prologue and epilogue take half of the time")
+    depth_half: float = param(
+        300.0, 1.0, 1e4, "elements", "depth k at which prologue and epilogue take half of the time"
+    )
     wave_frac: float = param(0.5, 1e-3, 1.0, "", "part of the last, unfilled wave over the compute units that is lost")
-    split_power: float = param(0.3, 1e-3, 1.0, "", "how badly fewer tiles than compute units fill the device (1: not at all)")
+    split_power: float = param(
+        0.3, 1e-3, 1.0, "", "how badly fewer tiles than compute units fill the device (1: not at all)"
+    )
     memory_frac: float = param(0.8, 0.03, 1.3, "", "part of peak memory bytes/s in large products")
     bytes_half: float = param(1e6, 1e3, 1e9, "B", "bytes moved at which half of that rate is reached")
     streaming: float = param(0.3, 1e-3, 30.0, "", "extra passes over input and output rows (quantisation, copies)")

@@ -25,14 +25,20 @@ class MoeParams(Parameters):
 
     compute_frac: float = param(0.6, 0.01, 1.1, "", "part of peak flop/s with 128-row tiles, full device, deep k")
     tile_half: float = param(32.0, 0.5, 2000.0, "rows", "row tiles this small lose half of the compute rate")
-    depth_half: float = param(300.0, 1.0, 1e4, "elements", "depth (D, then F) at which fixed work takes half of the time")
+    depth_half: float = param(
+        300.0, 1.0, 1e4, "elements", "depth (D, then F) at which fixed work takes half of the time"
+    )
     wave_frac: float = param(0.5, 1e-3, 1.0, "", "part of the last, unfilled wave over the compute units that is lost")
     padding_frac: float = param(0.5, 1e-3, 1.0, "", "part of the padding of D and F to whole tiles that is computed")
     memory_frac: float = param(0.8, 0.03, 1.3, "", "part of peak memory bytes/s while expert weights are read")
     bytes_half: float = param(3e6, 1e3, 1e9, "B", "bytes of weights at which half of that rate is reached")
     split_power: float = param(0.3, 1e-3, 1.0, "", "how badly few expert tiles fill the memory system (1: not at all)")
-    local_streaming: float = param(1.0, 0.02, 30.0, "", "passes over permuted, intermediate and output rows of own pairs")
-    token_streaming: float = param(0.5, 1e-3, 20.0, "", "passes over the (K + 1) rows of every token given to the kernel")
+    local_streaming: float = param(
+        1.0, 0.02, 30.0, "", "passes over permuted, intermediate and output rows of own pairs"
+    )
+    token_streaming: float = param(
+        0.5, 1e-3, 20.0, "", "passes over the (K + 1) rows of every token given to the kernel"
+    )
     overhead_s: float = param(15e-6, 1e-6, 5e-4, "s", "time of the empty layer")
     expert_s: float = param(1e-9, 1e-12, 1e-6, "s", "time per local expert, hit or not (sorting, pointers)")
     power: float = param(4.0, 1.0, 12.0, "", "exponent of the smooth maximum of compute and memory")
@@ -85,7 +91,9 @@ def _terms(shape: MoeShape, p: MoeParams, target: Target) -> Terms:
     own = pairs * (d * target.activation_bytes + 4.0 * up * f + f * target.activation_bytes + 4.0 * d)
     every = np.asarray(shape.n_tokens) * (np.asarray(shape.top_k) + 1.0) * d * 2.0
     streaming = (p.local_streaming * own + p.token_streaming * every) / target.memory_bytes_per_s
-    return Terms(compute, memory, streaming, p.overhead_s + p.expert_s * np.asarray(shape.n_local_experts, dtype=np.float64))
+    return Terms(
+        compute, memory, streaming, p.overhead_s + p.expert_s * np.asarray(shape.n_local_experts, dtype=np.float64)
+    )
 
 
 def _padded(size: Array, tile: int, part: float) -> Array:

@@ -9,11 +9,18 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moesim.calibrate.importers.synthetic_loads import LoadSummary, balanced, group_limit, power_law, rank_load, summarise
+from moesim.calibrate.importers.synthetic_loads import (
+    LoadSummary,
+    balanced,
+    group_limit,
+    power_law,
+    rank_load,
+    summarise,
+)
 from moesim.calibrate.tables import MeasurementTable, concat
 from moesim.errors import InputError, MissingExtraError
 
@@ -163,7 +170,7 @@ def _read(path: Path, kind: str, device: str) -> MeasurementTable | None:
         return None
     frame["measured_s"] = raw.loc[frame.index, "latency"] * 1e-3
     keys = [c for c in frame.columns if c != "measured_s"]
-    frame = frame.groupby(keys, as_index=False, dropna=False, sort=False)["measured_s"].median()
+    frame = frame.groupby(keys, dropna=False, sort=False)["measured_s"].median().reset_index()
     fixed = {"device": device, "stack": stack, "version": version, "date": _DATE}
     frame = frame.assign(**fixed, source=f"{_SOURCE}, {'/'.join(path.parts[-5:])}")
     return MeasurementTable.of(frame, str(path))
@@ -179,7 +186,9 @@ def _gemm(raw: pd.DataFrame, stack: str, version: str) -> pd.DataFrame:
     if stack == "vllm" and version == "0.24.0":
         raw = raw[raw["gemm_dtype"] != "fp8_block"]
     sizes = {c: raw[c] for c in ("m", "n", "k")}
-    return pd.DataFrame({"op_kind": "gemm", **_formats(raw["gemm_dtype"]), "kernel": raw["kernel_source"].map(_short), **sizes})
+    return pd.DataFrame(
+        {"op_kind": "gemm", **_formats(raw["gemm_dtype"]), "kernel": raw["kernel_source"].map(_short), **sizes}
+    )
 
 
 def _short(kernel: str) -> str:
@@ -265,12 +274,11 @@ def _attention(raw: pd.DataFrame, kind: str) -> pd.DataFrame:
     is_mla, is_decode = kind.startswith("mla"), kind.endswith("decode")
     dtype = raw["mla_dtype" if is_mla else "attn_dtype"].map(lambda d: _DTYPES[d][0])
     if is_mla:
-        heads = raw["num_heads"]
-        kv_heads, qk, v = (1, 576, 512) if is_decode else (heads, 192, 128)
-        window: pd.Series[float] | float = 0.0
+        sizes: tuple[Any, ...] = (1, 576, 512, 0.0) if is_decode else (raw["num_heads"], 192, 128, 0.0)
     else:
-        kv_heads, qk, v = raw["num_key_value_heads"], raw["head_dim"], raw["head_dim"]
-        window = raw["window_size"].fillna(0)
+        window = raw["window_size"].fillna(0) if "window_size" in raw else 0
+        sizes = raw["num_key_value_heads"], raw["head_dim"], raw["head_dim"], window
+    kv_heads, qk, v, window = sizes
     return pd.DataFrame(
         {
             "op_kind": kind,

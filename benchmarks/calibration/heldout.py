@@ -1,0 +1,226 @@
+"""Errors of the calibration fits on shapes left out of them, and (on request) the shipped calibrations.
+
+Needs the published tables: `pip install aiconfigurator-core==0.12.0` (82 MB, Linux), or its unpacked folder as --source.
+
+    python benchmarks/calibration/heldout.py run --device h100_sxm --work DIR [--source FOLDER] [--write]
+    python benchmarks/calibration/heldout.py report --work DIR          # rewrites the tables in docs/calibration.md
+
+`run` imports (kept in DIR), leaves shapes out, and with --write fits on everything and writes hardware/calibrations/<device>/.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Many small matrix products: threads of the linear algebra library only get in each other's way.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import argparse
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from moesim.calibrate.fit import FitSettings, fit_with_errors
+from moesim.calibrate.fit_errors import HeldOut, cross_coverage
+from moesim.calibrate.importers.aiconfigurator import import_aiconfigurator
+from moesim.calibrate.store import save_calibration
+from moesim.calibrate.tables import FamilyRows, MeasurementTable, read_table, write_table
+from moesim.cost.forms_calibration import Calibration, Family
+from moesim.specs.catalog import load_device, load_link
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET_DEVICES = ("h100_sxm", "h200_sxm", "b200_sxm")
+START, END = "<!-- held-out tables: start -->", "<!-- held-out tables: end -->"
+NOT_SHIPPED = ("_eager", " int8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("--device", default="h100_sxm")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--source", default=None)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--date", default=time.strftime("%Y-%m-%d"))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.what == "run":
+        run(args.device, args.work, args.source, args.write, args.date)
+    else:
+        report(args.work)
+
+
+def tables(device: str, work: Path, source: str | None) -> list[tuple[MeasurementTable, bool]]:
+    """The newest version of every table, and for the target devices all older MoE tables (measured, not shipped)."""
+    found = []
+    for name, options in ((device, {}), (f"{device}.moe_all", {"kinds": ("moe",), "latest_only": False})):
+        if options and device not in TARGET_DEVICES:
+            continue
+        path = work / f"{name}.parquet"
+        if not path.is_file():
+            write_table(import_aiconfigurator(source, device, **options), path)
+        found.append((read_table(path), not options))
+    return found
+
+
+def run(device_name: str, work: Path, source: str | None, write: bool, date: str) -> None:
+    device = load_device(device_name)
+    link = load_link(device.scale_up_link).bytes_per_s if device.scale_up_link else 0.0
+    settings, seen = FitSettings(), set()
+    shipped: dict[tuple[str, str], list[Family]] = {}
+    for table, is_newest in tables(device_name, work, source):
+        for rows in table.families():
+            if rows.name in seen or len(rows.frame) < 50:
+                continue
+            seen.add(rows.name)
+            start = time.perf_counter()
+            family, held_out = fit_with_errors(rows, device, link, settings)
+            if is_newest and not any(word in rows.key.kernel for word in NOT_SHIPPED):
+                shipped.setdefault((rows.stack, rows.version), []).append(family)
+            if held_out is not None:
+                keep(work, rows, held_out)
+            line = family.held_out and f"median {family.held_out.median_frac:.1%} mean {family.held_out.mean_frac:.1%}"
+            print(f"{rows.name}: {len(rows.frame)} rows, {line}, {time.perf_counter() - start:.1f} s", flush=True)
+    if write:
+        ship(device_name, shipped, date)
+
+
+def keep(work: Path, rows: FamilyRows, held_out: HeldOut) -> None:
+    folder = work / "heldout" / rows.device
+    folder.mkdir(parents=True, exist_ok=True)
+    name = rows.name.replace("/", "__").replace(" ", "_")
+    about = {"device": rows.device, "stack": rows.stack, "version": rows.version, **asdict(rows.key)}
+    about |= {"n_rows": len(rows.frame), "n_groups": held_out.n_groups, "left_out": held_out.left_out}
+    arrays = {
+        "log_ratio": held_out.log_ratio,
+        "which": held_out.which,
+        "fold": held_out.fold,
+        "distance": held_out.distance,
+    }
+    np.savez_compressed(folder / f"{name}.npz", about=json.dumps(about), **arrays)
+
+
+def ship(device: str, shipped: dict[tuple[str, str], list[Family]], date: str) -> None:
+    """One file per stack; tables of another version of a stack join its newest, NCCL's joins every stack."""
+    nccl = [f for (stack, _), families in shipped.items() if stack == "nccl" for f in families]
+    for stack in sorted({stack for stack, _ in shipped}):
+        versions = sorted((v for s, v in shipped if s == stack), key=lambda v: -len(shipped[stack, v]))
+        families = [
+            f
+            if version == versions[0]
+            else replace(f, key=replace(f.key, kernel=f"{f.key.kernel} ({stack} {version})"))
+            for version in versions
+            for f in shipped[stack, version]
+        ]
+        extra = nccl + borrowed(stack, families, shipped) if stack != "nccl" else []
+        source = "aiconfigurator-core 0.12.0 (PyPI, Apache-2.0), systems/data; measured by its makers, not by us"
+        note = "Loads of power-law rows rebuilt from the published rule; see docs/calibration.md."
+        calibration = Calibration(device, stack, versions[0], (*families, *extra), source, date, note)
+        save_calibration(calibration, ROOT / "hardware" / "calibrations" / device / f"{stack}.yaml")
+
+
+def borrowed(stack: str, own: list[Family], shipped: dict[tuple[str, str], list[Family]]) -> list[Family]:
+    """Kernels that a stack shares with SGLang but has no sound table for: block-fp8 GEMM (DeepGEMM), MLA scores."""
+    if stack == "sglang":
+        return []
+    have = {(f.key.kind, f.key.dtype) for f in own}
+    return [
+        replace(f, key=replace(f.key, kernel=f"{f.key.kernel} (borrowed from {other} {version})"))
+        for (other, version), families in shipped.items()
+        if other == "sglang"
+        for f in families
+        if f.key.kind in ("gemm", "mla_attention_prefill", "mla_attention_decode")
+        and (f.key.kind, f.key.dtype) not in have
+    ]
+
+
+def report(work: Path) -> None:
+    parts = []
+    for path in sorted((work / "heldout").glob("*/*.npz")):
+        with np.load(path) as stored:
+            about = json.loads(str(stored["about"]))
+            held = HeldOut(
+                stored["log_ratio"],
+                stored["which"],
+                stored["fold"],
+                stored["distance"],
+                about["n_groups"],
+                about["left_out"],
+            )
+        parts.append((about, held, cross_coverage(held)))
+    text = "\n".join([*pooled_table(parts), "", *family_tables(parts)])
+    docs = ROOT / "docs" / "calibration.md"
+    page = docs.read_text(encoding="utf-8")
+    before, rest = page.split(START)
+    after = rest.split(END)[1]
+    docs.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+    print(text)
+
+
+HEAD = (
+    "| group | families | points | shapes | median | mean | bias | P90 | 90% interval covers |\n|---" + "|--:" * 8 + "|"
+)
+
+
+def row(name: str, parts: list) -> str:
+    log_ratio = np.concatenate([h.log_ratio for _, h, _ in parts])
+    covered = np.concatenate([c for _, _, c in parts])
+    signed = np.expm1(log_ratio)
+    size = np.abs(signed)
+    numbers = [np.median(size), size.mean(), signed.mean(), np.quantile(size, 0.9), covered.mean()]
+    shapes = sorted({h.n_groups for _, h, _ in parts})
+    span = str(shapes[0]) if len(shapes) == 1 else f"{shapes[0]}-{shapes[-1]}"
+    cells = [f"{numbers[0]:.1%}", f"{numbers[1]:.1%}", f"{numbers[2]:+.1%}", f"{numbers[3]:.0%}", f"{numbers[4]:.1%}"]
+    return f"| {name} | {len(parts)} | {len(size):,} | {span} | " + " | ".join(cells) + " |"
+
+
+def pooled_table(parts: list) -> list[str]:
+    on_target = [p for p in parts if p[0]["device"] in TARGET_DEVICES]
+    rest = [p for p in parts if p[0]["device"] not in TARGET_DEVICES]
+    groups = [
+        ("MoE layer, families with 8+ model shapes", lambda a, h: a["kind"] == "moe" and h.n_groups >= 8),
+        (
+            "MoE layer, families with 2-7 model shapes",
+            lambda a, h: a["kind"] == "moe" and h.n_groups < 8 and h.left_out == "shapes",
+        ),
+        ("GEMM", lambda a, h: a["kind"] == "gemm"),
+        ("attention prefill, GQA", lambda a, h: a["kind"] == "attention_prefill"),
+        ("attention decode, GQA", lambda a, h: a["kind"] == "attention_decode"),
+        ("attention prefill, MLA", lambda a, h: a["kind"] == "mla_attention_prefill"),
+        ("attention decode, MLA", lambda a, h: a["kind"] == "mla_attention_decode"),
+        ("NCCL collectives, one node", lambda a, h: a["stack"] == "nccl"),
+        ("custom all-reduce, one node", lambda a, h: a["kind"] == "all_reduce" and a["stack"] != "nccl"),
+    ]
+    lines = []
+    for title, chosen in (("H100, H200, B200", on_target), ("A100, L40S, RTX PRO 6000", rest)):
+        lines += [f"**{title}**", "", HEAD]
+        for name, test in groups:
+            members = [p for p in chosen if test(p[0], p[1])]
+            if members:
+                lines.append(row(name, members))
+        lines.append("")
+    return lines
+
+
+def family_tables(parts: list) -> list[str]:
+    lines = ["**MoE families with 8 and more model shapes**", "", HEAD]
+    for part in parts:
+        about, held, _ = part
+        if about["kind"] == "moe" and held.n_groups >= 8 and about["device"] in TARGET_DEVICES:
+            name = f"{about['device']} {about['stack']} {about['version']} {about['dtype']} {about['kernel'][:60]}"
+            lines.append(row(name, [part]))
+    lines += ["", "**Other kinds by device and stack**", "", HEAD]
+    keys = sorted(
+        {(p[0]["kind"], p[0]["device"], p[0]["stack"], p[0]["version"]) for p in parts if p[0]["kind"] != "moe"}
+    )
+    for key in keys:
+        members = [p for p in parts if (p[0]["kind"], p[0]["device"], p[0]["stack"], p[0]["version"]) == key]
+        lines.append(row(" ".join(key), members))
+    return lines
+
+
+if __name__ == "__main__":
+    main()
