@@ -53,7 +53,8 @@ class InputError(MoesimError):
     exit_code = 2
 
     def __str__(self) -> str:
-        where = "" if self.file is None else (self.file if self.line is None else f"{self.file}:{self.line}")
+        file = _clip(self.file or "", 1000)
+        where = file if self.line is None or not file else f"{file}:{self.line}"
         detail = []
         if self.value is not None:
             detail.append(f"got {_short(self.value)}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,20 +89,27 @@ def path_of(kind: str, name: str) -> Path:
         InputError: a path that does not exist.
     """
     if name.endswith((".yaml", ".yml", ".json")) or "\\" in name or name.startswith(("/", "./", "../", "~")):
-        path = Path(name).expanduser()
-        return path / "config.json" if path.is_dir() and (path / "config.json").is_file() else path
+        path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for users that do not exist)
+        return path / "config.json" if _is_file(path / "config.json") else path
     folder = data_dir() / _FOLDERS[kind]
-    if re.fullmatch(r"[\w.+-]+", name) and (folder / f"{name}.yaml").is_file():
+    if re.fullmatch(r"[\w.+-]+", name) and _is_file(folder / f"{name}.yaml"):
         return folder / f"{name}.yaml"
     other = _other_names(kind)
     if name.lower() in other:
         return folder / f"{other[name.lower()]}.yaml"
     known = [*names(kind), *other]
-    if Path(name).is_dir() and (Path(name) / "config.json").is_file():
+    if name and _is_file(Path(name) / "config.json"):
         return Path(name) / "config.json"
     close = nearest(name, known)
     hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else "see: moesim list"
     raise CatalogError(f"no {kind} of this name in the catalog", field=kind, value=name, hint=hint)
+
+
+def _is_file(path: Path) -> bool:
+    """False also for what cannot be a path at all (too long, a null character)."""
+    with suppress(OSError, ValueError):
+        return path.is_file()
+    return False
 
 
 @lru_cache(maxsize=8)
@@ -212,7 +221,7 @@ def _is_cluster(name: str) -> bool:
         return False
     if path.parent == data_dir() / _FOLDERS["cluster"]:
         return True
-    return path.is_file() and "n_devices_per_node" in read_yaml(path)
+    return _is_file(path) and "n_devices_per_node" in read_yaml(path)
 
 
 def _part(load: Callable[[str], Part], name: str, field: str) -> Part:
