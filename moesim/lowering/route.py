@@ -44,7 +44,8 @@ class Routed:
         tokens, source = step.n_tokens, _fullest_source(step, layout)
         if family in (RouterFamily.UNIFORM, RouterFamily.BALANCED):
             n_slots, balanced = float(self.placements[key].n_slots), family is RouterFamily.BALANCED
-            return uniform_load(tokens, n_slots, float(key[1]), layout, source, balanced=balanced)
+            load = uniform_load(tokens, n_slots, float(key[1]), layout, source, balanced=balanced)
+            return load if n_slots == key[0] else replace(load, n_experts=float(key[0]))
         inclusion = self.routers[key].inclusion_probability()[self.rows(ffn, indices)]
         return expected_load(inclusion, tokens, self._placement(ffn, indices), layout, source)
 
