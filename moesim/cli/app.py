@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moesim._version import __version__
+from moesim.cli.calibrate_app import calibrate_app
 
 __all__ = ["app"]
 
@@ -15,6 +16,8 @@ app = typer.Typer(
     name="moesim", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Where tokens of a Mixture-of-Experts model really go, and what that costs on real hardware.",
 )  # fmt: skip
+
+app.add_typer(calibrate_app, name="calibrate")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32, help="Seed of every random draw.")]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
 from moesim.cli.choices import choice
+from moesim.cli.progress import progress_bar
 from moesim.cli.table import table
 from moesim.errors import InputError
 from moesim.report import load_result, render, write_report
@@ -27,7 +25,7 @@ def run_command(scenario: str, out: Path | None, engine: str | None, seed: int |
     out_dir = out if out is not None else Path("reports") / file.stem
     if out_dir.exists() and not out_dir.is_dir():
         raise InputError("is a file where a directory is meant", file=str(out_dir), hint="name another with --out")
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("starting", total=1.0)
 
         def tell(what: str, done: float) -> None:
@@ -67,9 +65,3 @@ def _row(system: SystemResult, at: int) -> tuple[str, ...]:
     usd = "" if p.usd_per_million_output_tokens is None else f"{p.usd_per_million_output_tokens:.2f}"
     times = (f"{p.ttft_s * 1e3:.0f}", f"{p.tpot_s * 1e3:.1f}", f"{p.output_tokens_per_s:,.0f}")
     return (*size, *times, f"{system.memory.total_bytes / 1e9:.0f}", energy, usd)
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<52.52}"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
