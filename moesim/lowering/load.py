@@ -254,8 +254,9 @@ def _log_gamma(x: Num) -> Num:
 
 
 def expected_load(
-    inclusion: FloatArray, tokens: Num, placement: Placement, layout: ExpertLayout, source_tokens: Num
-) -> MoeLoad:
+    inclusion: FloatArray, tokens: Num, placement: Placement, layout: ExpertLayout, source_tokens: Num,
+    capacity: Num | None = None,
+) -> MoeLoad:  # fmt: skip
     """Closed form for the fullest rank of each layer, [..., L, 1], from inclusion probabilities p [L, E].
 
     Means are exact for independent tokens: rank load T sum p_e, distinct experts sum 1 - (1 - p_e)^T. The excess of the fullest
@@ -268,24 +269,39 @@ def expected_load(
         placement: slots of experts on expert ranks.
         layout: ranks and domains.
         source_tokens: tokens that start on the fullest source rank, shaped like `tokens`.
+        capacity: assignments that an expert takes before it drops more; None: all.
     """
     share = placement.share_on_rank()
     p, top_k = inclusion, float(inclusion[0].sum())
     t = np.asarray(tokens, dtype=float)
+    limit = np.asarray(np.inf if capacity is None else capacity, dtype=float)
+    if capacity is not None:
+        p = _kept_share(p, t, limit)
     if t.ndim and t.shape[-2:] != (1, 1):
         raise ValueError("a grid of token numbers must end in two axes of length 1, for layers and ranks")
-    mean = t * np.matmul(p[:, None, :], share)[:, 0, :]
-    sigma = np.sqrt(t * np.matmul((p * (1.0 - p))[:, None, :], share)[:, 0, :])
+    mean = t * np.matmul(p[..., None, :], share)[..., 0, :]
+    sigma = np.sqrt(t * np.matmul((p * (1.0 - p))[..., None, :], share)[..., 0, :])
     worst = np.minimum(_fullest(mean, sigma, layout.ep_size), t * top_k)
+    worst = np.minimum(worst, limit * (placement.n_slots / layout.ep_size))
     chance = -np.expm1(t * np.log1p(-np.minimum(p, 1.0 - 1e-12)))
     there = (share > 0).astype(float)
     hit_mean = np.matmul(chance[..., None, :], there)[..., 0, :]
     hit_sigma = np.sqrt(np.matmul((chance * (1.0 - chance))[..., None, :], there)[..., 0, :])
     hit = np.minimum(_fullest(hit_mean, hit_sigma, layout.ep_size), placement.n_slots / layout.ep_size)
     hit = np.minimum(hit, np.maximum(worst, hit_mean.mean(axis=-1, keepdims=True)))
-    peak = (t * p).max(axis=-1, keepdims=True)
+    peak = np.minimum((t * p).max(axis=-1, keepdims=True), limit)
     sizes = (float(placement.n_experts), float(placement.n_slots), top_k)
     return _with_traffic(worst, hit, peak, False, t, np.asarray(source_tokens, dtype=float), sizes, layout)
+
+
+def _kept_share(p: FloatArray, tokens: FloatArray, capacity: FloatArray) -> FloatArray:
+    """Inclusion probabilities less what a full expert drops: E[min(N, c)] / T of a normal N with mean T p."""
+    mean = tokens * p
+    sigma = np.sqrt(np.maximum(mean * (1.0 - p), 1e-12))
+    z = (capacity - mean) / sigma
+    above = 0.5 * np.vectorize(math.erfc)(z / math.sqrt(2.0))
+    over = sigma * (np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi) - z * above)
+    return np.asarray((mean - np.maximum(over, 0.0)) / np.maximum(tokens, 1e-9))
 
 
 def _fullest(mean: FloatArray, sigma: FloatArray, n_ranks: int) -> FloatArray:

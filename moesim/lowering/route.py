@@ -12,7 +12,7 @@ from moesim.errors import InputError
 from moesim.lowering.common import Pass, ceil_div
 from moesim.lowering.load import ExpertLayout, MoeLoad, drawn_load, expected_load, uniform_load
 from moesim.ops import Num
-from moesim.routing import Placement, RouterModel, build_router, contiguous, given, striped
+from moesim.routing import Placement, RouterModel, build_router, contiguous, expert_capacity, given, striped
 from moesim.routing.eplb import eplb_global, eplb_hierarchical
 from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import ParallelSpec
@@ -39,15 +39,19 @@ class Routed:
         return [position[i] for i in indices]
 
     def expected(self, ffn: MoeFfn, indices: tuple[int, ...], step: Pass, layout: ExpertLayout) -> MoeLoad:
-        """Expected load of the fullest rank, in closed form; tokens of the pass may be an array."""
+        """Expected load of the fullest rank, in closed form; tokens of the pass may be an array.
+
+        Balanced routing fills no expert beyond a capacity factor of 1 or more.
+        """
         key, family, layout = _key(ffn), self.spec.family, _limited(layout, ffn)
-        tokens, source = step.n_tokens, _fullest_source(step, layout)
-        if family in (RouterFamily.UNIFORM, RouterFamily.BALANCED):
+        tokens, source, factor = step.n_tokens, _fullest_source(step, layout), self.spec.capacity_factor
+        if family is RouterFamily.BALANCED or (family is RouterFamily.UNIFORM and factor is None):
             n_slots, balanced = float(self.placements[key].n_slots), family is RouterFamily.BALANCED
             load = uniform_load(tokens, n_slots, float(key[1]), layout, source, balanced=balanced)
             return load if n_slots == key[0] else replace(load, n_experts=float(key[0]))
         inclusion = self.routers[key].inclusion_probability()[self.rows(ffn, indices)]
-        return expected_load(inclusion, tokens, self._placement(ffn, indices), layout, source)
+        capacity = None if factor is None else ceil_div(tokens * (factor * key[1]), float(key[0]))
+        return expected_load(inclusion, tokens, self._placement(ffn, indices), layout, source, capacity)
 
     def draw(self, step: Pass, layout: ExpertLayout, rng: np.random.Generator) -> Counts:
         """Every token's experts in every layer, as counts [L, source ranks, E]."""
@@ -55,9 +59,12 @@ class Routed:
         return {key: router.sample_rank_counts(tokens, rng) for key, router in self.routers.items()}
 
     def drawn(self, ffn: MoeFfn, indices: tuple[int, ...], step: Pass, layout: ExpertLayout, counts: Counts) -> MoeLoad:
-        """Load of every rank from `draw`."""
+        """Load of every rank from `draw`, without what exceeds the experts' capacity."""
         tokens = tokens_per_source(step, layout).astype(float)
         of_layers = counts[_key(ffn)][self.rows(ffn, indices)]
+        if self.spec.capacity_factor is not None:
+            capacity = expert_capacity(int(tokens.sum()), *_key(ffn), self.spec.capacity_factor)
+            of_layers = _capped(of_layers, capacity)
         return drawn_load(of_layers, tokens, self._placement(ffn, indices), _limited(layout, ffn), ffn.num_experts_per_tok)
 
     def _placement(self, ffn: MoeFfn, indices: tuple[int, ...]) -> Placement:
@@ -157,6 +164,14 @@ def _limited(layout: ExpertLayout, ffn: MoeFfn) -> ExpertLayout:
     if ffn.topk_group >= ffn.n_group:
         return layout
     return replace(layout, n_group=ffn.n_group, topk_group=ffn.topk_group)
+
+
+def _capped(counts: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
+    """Counts [L, S, E] of which each expert takes at most `capacity` over all sources, each source losing its share."""
+    before = np.cumsum(counts, axis=1)
+    total = before[:, -1:, :]
+    kept = before * np.minimum(total, capacity) // np.maximum(total, 1)
+    return np.diff(kept, axis=1, prepend=0)
 
 
 def _dealt(n: int, n_hands: int) -> NDArray[np.int64]:

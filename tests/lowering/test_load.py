@@ -10,11 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from moesim.lowering import Routed, expert_layout, route_model
 from moesim.lowering.load import ExpertLayout, MoeLoad, drawn_load, expected_load, normal_max, tile_rows, uniform_load
 from moesim.lowering.route import tokens_per_source
+from moesim.ops import Phase
 from moesim.routing import Placement, build_router, contiguous
+from moesim.specs.model import MoeFfn
+from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import RoutingSpec
-from moesim.testing import decode, prefill
+from moesim.testing import decode, prefill, toy_moe_model
 
 
 def _layout(n: int, *, etp: int = 1, domain: int = 8, dedup: bool = False, everywhere: bool = False) -> ExpertLayout:
@@ -307,6 +311,55 @@ def test_a_lone_rank_has_no_excess() -> None:
     # Owen, Handbook of Statistical Tables (1962): expected maxima of normals
     for n, value in ((2, math.pi**-0.5), (3, 1.5 * math.pi**-0.5), (8, 1.4236), (64, 2.3437)):
         assert normal_max(n) == pytest.approx(value, rel=0.02)
+
+
+# ---------------------------------------------------------------- capacity
+
+
+def _routed(
+    factor: float | None, family: str = "zipf", skew: float | None = 0.8
+) -> tuple[Routed, MoeFfn, ExpertLayout]:
+    model, split = toy_moe_model(n_experts=32, top_k=2), ParallelSpec(dp_size=4, ep_size=4)
+    spec = RoutingSpec(family=family, skew=skew, capacity_factor=factor)
+    ffn = model.moe_ffn
+    assert ffn is not None
+    return route_model(model, spec, split), ffn, expert_layout(split, Phase.DECODE, 4)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.25, 4.0])
+def test_full_experts_drop_and_nothing_else_is_lost(factor: float) -> None:
+    routed, ffn, layout = _routed(factor)
+    step = decode(512, 10)
+    counts = routed.draw(step, layout, np.random.default_rng(0))
+    load = routed.drawn(ffn, (0, 1), step, layout, counts)
+    capacity = math.ceil(factor * 512 * 2 / 32)
+    per_expert = counts[32, 2].sum(axis=1)
+    np.testing.assert_array_equal(load.counts, np.minimum(per_expert, capacity))
+    np.testing.assert_array_equal(np.sum(load.n_assignments, axis=1), np.minimum(per_expert, capacity).sum(axis=1))
+    assert np.max(load.max_expert_tokens) <= capacity
+    # what is dropped does not travel either
+    np.testing.assert_allclose(np.sum(load.up_out_copies, axis=1), np.sum(load.up_in_copies, axis=1))
+    assert np.all(np.sum(load.up_out_copies, axis=1) <= np.sum(load.n_assignments, axis=1))
+
+
+@pytest.mark.parametrize("family", ["zipf", "uniform"])
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.5])
+def test_expected_drops_are_those_drawn(factor: float, family: str) -> None:
+    routed, ffn, layout = _routed(factor, family, 0.8 if family == "zipf" else None)
+    step = decode(2048, 10)
+    loads = [
+        routed.drawn(ffn, (0, 1), step, layout, routed.draw(step, layout, np.random.default_rng(s))) for s in range(5)
+    ]
+    expected = routed.expected(ffn, (0, 1), step, layout)
+    drawn = np.mean([np.max(load.n_assignments, axis=1) for load in loads])
+    assert np.mean(expected.n_assignments) == pytest.approx(drawn, rel=0.03)
+
+
+def test_no_capacity_drops_nothing() -> None:
+    routed, ffn, layout = _routed(None)
+    step = decode(512, 10)
+    load = routed.drawn(ffn, (0, 1), step, layout, routed.draw(step, layout, np.random.default_rng(0)))
+    np.testing.assert_array_equal(np.sum(load.n_assignments, axis=1), 1024)
 
 
 # ---------------------------------------------------------------- where tokens start
