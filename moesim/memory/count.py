@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from math import ceil
 
 from moesim.specs.model import (
@@ -50,6 +51,9 @@ class WeightBytes:
         """All kinds together."""
         return float(sum(getattr(self, f.name) for f in fields(self)))
 
+    def __mul__(self, n: float) -> WeightBytes:
+        return WeightBytes(*(getattr(self, f.name) * n for f in fields(self)))
+
     def __add__(self, other: WeightBytes) -> WeightBytes:
         return WeightBytes(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
@@ -79,13 +83,15 @@ class MemoryBytes:
 class Serving:
     """What an instance serves at once: sequences of `context` tokens, and the largest pass in tokens.
 
-    `kv_block_tokens` is the page of the cache (vLLM's default is 16). `reserve_bytes` and `reserve_frac` stand for the driver
-    context, CUDA graphs, communicator buffers and fragmentation: assumption, near what vLLM leaves at its default 0.9 memory use.
+    `n_models` whole models share a rank's memory (an ensemble; the cache is of the requests of all). `kv_block_tokens` is the
+    page of the cache (vLLM's default is 16). `reserve_bytes` and `reserve_frac` stand for the driver context, CUDA graphs,
+    communicator buffers and fragmentation: assumption, near what vLLM leaves at its default 0.9 memory use.
     """
 
     batch: float
     context: float
     max_pass_tokens: float = 8192.0
+    n_models: int = 1
     kv_block_tokens: int = 16
     reserve_bytes: float = 1.5e9
     reserve_frac: float = 0.03
@@ -99,7 +105,7 @@ def stage_layers(n_layers: int, pp_size: int) -> list[range]:
     """
     base, rest = divmod(n_layers, pp_size)
     starts = [i * base + min(i, rest) for i in range(pp_size + 1)]
-    return [range(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(starts)]
 
 
 def rank_weights(
@@ -219,7 +225,7 @@ def _stage_memory(
     sequences = ceil(serving.batch / parallel.dp_size)
     per_sequence = kv_bytes_per_sequence(model, parallel, serving.context, layers, serving.kv_block_tokens)
     return MemoryBytes(
-        weights=rank_weights(model, parallel, layers, first=first, last=last),
+        weights=rank_weights(model, parallel, layers, first=first, last=last) * serving.n_models,
         kv_cache=sequences * per_sequence,
         activations=_activations(model, parallel, serving, sequences, last=last),
         comm_buffers=_comm_buffers(model, parallel, serving),

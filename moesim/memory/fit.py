@@ -38,6 +38,7 @@ class MemoryReport:
     kv_capacity_tokens: float
     max_sequences: int
     remedies: tuple[str, ...] = ()
+    n_models: int = 1
 
     @property
     def gap_bytes(self) -> float:
@@ -48,10 +49,13 @@ class MemoryReport:
     def sentence(self) -> str:
         """The outcome in words."""
         need, have = self.memory.total / 1e9, self.capacity_bytes / 1e9
+        several = f"{self.n_models} whole models per slot: " if self.n_models > 1 else ""
         if self.outcome is Outcome.OK:
-            return f"fits: {need:.1f} GB of {have:.1f} GB per rank"
+            return f"{several}fits: {need:.1f} GB of {have:.1f} GB per rank"
         remedy = f"; smallest change that fits: {self.remedies[0]}" if self.remedies else ""
-        return f"needs {need:.1f} GB per rank, {have:.1f} GB there, {self.gap_bytes / 1e9:.1f} GB short{remedy}"
+        return (
+            f"{several}needs {need:.1f} GB per rank, {have:.1f} GB there, {self.gap_bytes / 1e9:.1f} GB short{remedy}"
+        )
 
 
 def check_memory(
@@ -79,6 +83,7 @@ def check_memory(
         kv_bytes_per_token=per_token,
         kv_capacity_tokens=n_sequences * serving.context,
         max_sequences=n_sequences,
+        n_models=serving.n_models,
     )
     return (
         report

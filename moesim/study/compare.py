@@ -83,7 +83,7 @@ def _dominant(system: SystemResult) -> str:
         by_bound[row.bound] = by_bound.get(row.bound, 0.0) + row.time_s
     group, bound = max(by_group, key=by_group.__getitem__), max(by_bound, key=by_bound.__getitem__)
     share = by_group[group] / sum(by_group.values())
-    return f"{group.replace('_', ' ')} in {detail.phase} ({share:.0%} of the step, {bound} bound overall)"
+    return f"{group.replace('_', ' ').replace('ffn', 'FFN')} in {detail.phase} ({share:.0%} of the step, {bound} bound overall)"
 
 
 def _point(system: SystemResult, concurrency: int) -> Point:

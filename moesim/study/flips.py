@@ -177,13 +177,18 @@ def _summary(
     low, high = known[0], known[-1]
     first = reference if low[1] >= 1 else other
     if not found:
-        span = f"from {low[0]:g} to {high[0]:g} {UNITS[axis]}"
+        span = f"from {_number(low[0])} to {_number(high[0])} {UNITS[axis]}"
         ratios = sorted(r if first == reference else 1.0 / r for _, r in known)
         return f"{first} is cheaper everywhere {span} ({ratios[0]:.2f}x to {ratios[-1]:.2f}x)"
-    parts = [f"{first} is cheaper below {found[0]:.3g} {UNITS[axis]}"]
+    parts = [f"{first} is cheaper below {_number(found[0])} {UNITS[axis]}"]
     current = first
     for i, at in enumerate(found):
         current = other if current == reference else reference
-        until = f" up to {found[i + 1]:.3g}" if i + 1 < len(found) else ""
-        parts.append(f"{current} above {at:.3g}{until}" if i or len(found) > 1 else f"{current} above it")
+        until = f" up to {_number(found[i + 1])}" if i + 1 < len(found) else ""
+        parts.append(f"{current} above {_number(at)}{until}" if i or len(found) > 1 else f"{current} above it")
     return ", ".join(parts)
+
+
+def _number(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moesim.specs.scenario import Basis, Engine, ScenarioSpec, SystemKind
+from moesim.specs.scenario import Basis, Engine, FlipAxis, ScenarioSpec, SystemKind
 from moesim.study.results import Comparison, FlipCurve, SystemResult
 
 __all__ = ["headline", "limits"]
+
+AXES = {
+    FlipAxis.CONCURRENCY: "requests in flight", FlipAxis.CONTEXT: "context length", FlipAxis.N_EXPERTS: "the number of experts",
+    FlipAxis.TOP_K: "experts per token", FlipAxis.LINK_BANDWIDTH: "link bandwidth",
+}  # fmt: skip
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def headline(
@@ -38,7 +44,7 @@ def _flips(flips: Sequence[FlipCurve], others: set[str]) -> list[str]:
     for axis in dict.fromkeys(flip.axis for flip in flips):
         crossing = [f for f in flips if f.axis is axis and f.crossings and f.other in others]
         if crossing:
-            lines.append(f"Along {axis.value.replace('_', ' ')}: {'; '.join(f.summary for f in crossing)}.")
+            lines.append(f"Along {AXES[axis]}: {'; '.join(f.summary for f in crossing)}.")
     return lines
 
 
@@ -51,7 +57,7 @@ def _moe_idea(system: SystemResult) -> str:
     if system.paths is not None:
         text += (
             f": its router picks {system.top_k} of {system.n_experts} experts anew in each of {len(system.paths.layers)} layers, "
-            f"so a token takes one of 10^{system.paths.n_possible_paths_log10:.0f} paths"
+            f"so a token takes one of 10{f'{system.paths.n_possible_paths_log10:.0f}'.translate(_SUPERSCRIPT)} paths"
         )
     if system.expert_load is not None and system.n_experts:
         hit = sum(system.expert_load.experts_hit) / len(system.expert_load.experts_hit) / system.n_experts

@@ -102,9 +102,11 @@ class Instance:
             for start in starts
         ]
 
-    def memory(self, batch: float, context: float, max_pass_tokens: float, *, explain: bool = True) -> MemoryReport:
-        """Projected memory of the fullest rank with `batch` sequences of `context` tokens."""
-        serving = Serving(float(batch), float(context), float(max_pass_tokens))
+    def memory(
+        self, batch: float, context: float, max_pass_tokens: float, *, n_models: int = 1, explain: bool = True
+    ) -> MemoryReport:
+        """Projected memory of the fullest rank with `batch` sequences of `context` tokens, beside `n_models` - 1 others."""
+        serving = Serving(float(batch), float(context), float(max_pass_tokens), n_models)
         return check_memory(self.model, self.parallel, serving, self.hardware.device.memory_bytes, explain=explain)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from moesim.cost import Energy, pass_energy, usd_per_million_tokens
 from moesim.lowering import Pass
+from moesim.memory import MemoryReport, Outcome
 from moesim.specs.hardware import DeviceSpec, Hardware
 from moesim.specs.model import MoeFfn
 from moesim.specs.scenario import Engine
@@ -21,7 +22,7 @@ from moesim.specs.workload import WorkloadSpec
 from moesim.study.instance import Instance, PassTime
 from moesim.study.results import Point
 
-__all__ = ["System", "measure_point", "prefill_rate"]
+__all__ = ["System", "measure_point", "memory_report", "prefill_rate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +100,18 @@ def measure_point(
 
 def slot_memory(system: System, workload: WorkloadSpec, batch: int, *, explain: bool) -> tuple[str, str] | None:
     """None where the fullest slot fits, else outcome and reason (with the smallest remedy if it is to `explain`)."""
-    report = system.instance.memory(batch, workload.longest_context, workload.max_pass_tokens, explain=explain)
     limit = system.instance.model.max_position_embeddings
     if limit is not None and workload.longest_context > limit:
-        return "context longer than the model allows", f"{workload.longest_context} tokens; the model allows {limit}"
-    extra = (system.members_per_slot - 1) * report.memory.weights.total
-    total = report.memory.total + extra
-    if total <= report.capacity_bytes:
-        return None
-    if not extra:
-        return report.outcome.value, report.sentence
-    need, have = total / 1e9, report.capacity_bytes / 1e9
-    reason = f"{system.members_per_slot} whole models per slot need {need:.1f} GB, {have:.1f} GB there"
-    return "out of memory", reason
+        return Outcome.CONTEXT_TOO_LONG.value, f"{workload.longest_context} tokens; the model allows {limit}"
+    report = memory_report(system, workload, batch, explain=explain)
+    return None if report.outcome is Outcome.OK else (report.outcome.value, report.sentence)
+
+
+def memory_report(system: System, workload: WorkloadSpec, batch: int, *, explain: bool = True) -> MemoryReport:
+    """Memory of the fullest slot with `batch` requests, all models that it holds counted."""
+    return system.instance.memory(
+        batch, workload.longest_context, workload.max_pass_tokens, n_models=system.members_per_slot, explain=explain
+    )
 
 
 def weight_bytes_read(system: System, requests_per_slot: float, n_active: float) -> float:

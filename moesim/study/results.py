@@ -173,7 +173,11 @@ class SystemResult(Frozen):
 
 
 class Comparison(Frozen):
-    """The reference system against one other, at one concurrency: ratios are other / reference (above 1: reference better)."""
+    """The reference system against one other, at one concurrency; above 1 the reference is better.
+
+    Ratios of costs are other / reference, `throughput_ratio` is reference / other, `memory_ratio` is weight bytes per rank,
+    other / reference.
+    """
 
     reference: str
     other: str

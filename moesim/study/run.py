@@ -21,7 +21,7 @@ from moesim.study.compare import compare, sentence
 from moesim.study.detail import expert_load, path_sample, phase_detail
 from moesim.study.flips import flip_curves
 from moesim.study.headline import headline, limits
-from moesim.study.points import System, measure_point
+from moesim.study.points import System, measure_point, memory_report
 from moesim.study.provenance import input_origins
 from moesim.study.quality import dense_equivalent_params
 from moesim.study.results import (
@@ -160,25 +160,16 @@ class _Runner:
         """Memory at the largest concurrency; an ensemble's slot holds several models."""
         workload, n = self.scenario.workload, max(self.scenario.workload.concurrency)
         batch = max(1, -(-n // system.n_instances))
-        report = system.instance.memory(batch, workload.longest_context, workload.max_pass_tokens)
-        m, copies = report.memory, system.members_per_slot
+        report = memory_report(system, workload, batch)
+        m = report.memory
         weights = {
-            kind: getattr(m.weights, kind) * copies
-            for kind in m.weights.__dataclass_fields__
-            if getattr(m.weights, kind)
+            kind: getattr(m.weights, kind) for kind in m.weights.__dataclass_fields__ if getattr(m.weights, kind)
         }
-        total = m.total + (copies - 1) * m.weights.total
-        fits = total <= report.capacity_bytes
-        sentence_ = report.sentence
-        if copies > 1:
-            sentence_ = (
-                f"{copies} whole models per slot: {total / 1e9:.1f} GB of {report.capacity_bytes / 1e9:.1f} GB per rank"
-            )
         return MemoryResult(
-            outcome="ok" if fits else "out of memory", sentence=sentence_, remedies=report.remedies,
+            outcome=report.outcome.value, sentence=report.sentence, remedies=report.remedies,
             capacity_bytes=report.capacity_bytes, weights_bytes=weights, kv_cache_bytes=m.kv_cache,
             activation_bytes=m.activations, comm_buffer_bytes=m.comm_buffers, runtime_reserve_bytes=m.runtime_reserve,
-            total_bytes=total, kv_bytes_per_token=report.kv_bytes_per_token,
+            total_bytes=m.total, kv_bytes_per_token=report.kv_bytes_per_token,
             kv_capacity_tokens=report.kv_capacity_tokens, max_sequences=report.max_sequences, at_concurrency=n,
         )  # fmt: skip
 
