@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moesim.lowering import Routed, expert_layout, route_model
-from moesim.lowering.load import ExpertLayout, MoeLoad, drawn_load, expected_load, normal_max, tile_rows, uniform_load
+from moesim.lowering.load import MoeLoad, drawn_load, expected_load, tile_rows, uniform_load
+from moesim.lowering.numbers import normal_max
 from moesim.lowering.route import tokens_per_source
+from moesim.lowering.traffic import ExpertLayout
 from moesim.ops import Phase
 from moesim.routing import Placement, build_router, contiguous
 from moesim.specs.model import MoeFfn
