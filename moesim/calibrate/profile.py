@@ -98,6 +98,7 @@ def profile(
     n_rounds: int | None = None,
     world_sizes: tuple[int, ...] | None = None,
     with_transformers: bool = True,
+    name: str | None = None,
     only: Iterable[str] | None = None,
     scale: Scale | None = None,
 ) -> ProfileSummary:
@@ -115,6 +116,7 @@ def profile(
         n_rounds: rounds over all points; by mode if None.
         world_sizes: process counts of the collectives; 2, and more with `full`, if None; () for none.
         with_transformers: measure blocks of transformers if it is installed.
+        name: of the device in the tables and device.yaml; the catalog's if None (`cpu_generic` for a CPU).
         only: keep points of these kinds or kernels.
         scale: sizes instead of those of the mode.
 
@@ -133,7 +135,7 @@ def profile(
     request = run.Request(
         device, mode, Path(out), layer, seed, n_threads, budget, n_rounds or _N_ROUNDS[mode],
         _world_sizes(mode, device) if world_sizes is None else world_sizes, with_transformers,
-        None if only is None else frozenset(only), scale,
+        name, None if only is None else frozenset(only), scale,
     )  # fmt: skip
     start = time.monotonic()
 

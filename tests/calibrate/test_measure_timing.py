@@ -182,6 +182,11 @@ def test_failed_points_are_not_tried_again(tmp_path):
     assert partial.done()["a"] > 100
 
 
+def test_points_that_ran_out_of_time_are_tried_when_it_goes_on(tmp_path):
+    Partial(tmp_path / "p", HEADER).add(Record("a", 0, error="no answer within 3 s"))
+    assert "a" not in Partial(tmp_path / "p", HEADER).done()
+
+
 def test_estimates_do_not_depend_on_order():
     rng = np.random.default_rng(0)
     samples = tuple(rng.exponential(size=20))

@@ -31,6 +31,16 @@ TINY = replace(
 )
 
 
+@pytest.fixture(autouse=True)
+def small_pool(monkeypatch):
+    """The layers here are tiny: a block of weights for real ones would take most of the time."""
+    if HAS_TORCH:
+        from moesim.calibrate.measure import run as runner
+
+        monkeypatch.setattr(runner, "_POOL_CACHES", 0.0)
+        monkeypatch.setattr(runner, "_POOL_MIN_BYTES", 64 << 20)
+
+
 def run(out, **changes):
     settings = {"scale": TINY, "n_rounds": 1, "world_sizes": (), "with_transformers": False} | changes
     return profile("cpu", "quick", out, **settings)
@@ -78,6 +88,15 @@ def test_the_device_file_is_a_device(tmp_path):
     assert device.name == "cpu_generic"
     assert device.n_compute_units == 1
     assert device.sources[0].origin == "measured"
+
+
+@needs_torch
+def test_the_device_can_be_named(tmp_path):
+    found = run(tmp_path, name="my_box", only={"gemm", "memory_triad"})
+    assert set(read_table(found.table).frame["device"]) == {"my_box"}
+    assert "name: my_box\n" in (tmp_path / "device.yaml").read_text()
+    with pytest.raises(InputError, match="another --out folder"):
+        run(tmp_path, only={"gemm"})
 
 
 @needs_torch

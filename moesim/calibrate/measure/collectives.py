@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moesim.calibrate.measure.partial import Record
+from moesim.calibrate.measure.partial import NO_ANSWER, Record
 from moesim.calibrate.measure.plan import Point
 from moesim.errors import InputError
 
@@ -78,7 +78,7 @@ def _run_ranks(job: dict[str, Any], n_ranks: int, time_limit_s: float) -> str:
             try:
                 _, said = rank.communicate(timeout=max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                return f"no answer within {time_limit_s:.0f} s"
+                return f"{NO_ANSWER} {time_limit_s:.0f} s"
             if rank.returncode != 0 and not trouble:
                 lines = said.strip().splitlines()
                 trouble = lines[-1][:200] if lines else f"exit code {rank.returncode}"

@@ -11,9 +11,11 @@ from typing import Any
 
 from moesim.errors import InputError
 
-__all__ = ["FORMAT_VERSION", "Partial", "Record"]
+__all__ = ["FORMAT_VERSION", "NO_ANSWER", "Partial", "Record"]
 
 FORMAT_VERSION = 1
+#: Start of the error of a point that ran out of time; it is tried again when the profile goes on.
+NO_ANSWER = "no answer within"
 # These decide what a number means; a partial profile of another device or setting cannot be continued.
 _IDENTITY = ("format_version", "device", "device_name", "dtype", "n_threads", "seed", "layer", "torch_version")
 
@@ -91,7 +93,7 @@ class Partial:
                     "the profile in this folder was started differently", file=str(self.path), field=name,
                     value=self.header.get(name), allowed=str(found.get(name)), hint="name another --out folder",
                 )  # fmt: skip
-        self.records = records
+        self.records = [r for r in records if not r.error.startswith(NO_ANSWER)]
 
 
 def _record(value: Mapping[str, Any]) -> Record:

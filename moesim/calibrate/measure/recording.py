@@ -16,7 +16,8 @@ from moesim.calibrate.measure.shapes import MoeSizes
 __all__ = ["record_layer"]
 
 _REFERENCE = MoeSizes("reference", 256, 128, 32, 4)
-_POOL_BYTES = 128 << 20
+_POOL_BYTES = 16 << 20
+_HF_POOL_BYTES = 128 << 20
 
 
 def record_layer(
@@ -47,7 +48,7 @@ def _build(layer: str, seed: int) -> tuple[nn.Module, int, bool]:
         return ReferenceMoe.from_pool(pool, _REFERENCE), _REFERENCE.hidden_size, False
     if layer.startswith("hf:"):
         family = layer.removeprefix("hf:")
-        block = blocks.hf_block(family, Pool(_POOL_BYTES, torch.float32, device, seed))
+        block = blocks.hf_block(family, Pool(_HF_POOL_BYTES, torch.float32, device, seed))
         return block, blocks.hf_hidden_size(family), True
     user = blocks.load_layer(layer, device)
     return user.module, user.hidden_size, user.takes_batch

@@ -59,6 +59,7 @@ class Request:
     n_rounds: int
     world_sizes: tuple[int, ...]
     with_transformers: bool
+    name: str | None = None
     only: frozenset[str] | None = None
     scale: Scale | None = None
 
@@ -75,6 +76,7 @@ class Session:
     partial: Partial
     facts: dict[str, Any]
     user_layer: blocks.UserLayer | None
+    n_threads_before: int
 
     @property
     def all_points(self) -> tuple[Point, ...]:
@@ -89,7 +91,7 @@ def prepare(request: Request) -> Session:
         InputError: no such device, a bad layer, or a folder that holds another profile.
     """
     device = machine.pick_device(request.device)
-    dtype = machine.native_dtype(device)
+    dtype, n_threads_before = machine.native_dtype(device), torch.get_num_threads()
     torch.set_num_threads(request.n_threads)
     layer = None if request.layer is None else blocks.load_layer(request.layer, device)
     points, group_points = _plan(request, device, dtype, layer)
@@ -100,15 +102,14 @@ def prepare(request: Request) -> Session:
         "seed": request.seed,
         "mode": request.mode,
     }
-    header = {**facts, "format_version": FORMAT_VERSION, "device": machine.catalog_name(device), "layer": request.layer}
+    header = {
+        **facts,
+        "format_version": FORMAT_VERSION,
+        "device": request.name or machine.catalog_name(device),
+        "layer": request.layer,
+    }
     partial = Partial(request.out / "partial.jsonl", header)
-    facts = {**partial_facts(partial, header), "device": header["device"]}
-    return Session(request, device, dtype, points, group_points, partial, facts, layer)
-
-
-def partial_facts(partial: Partial, header: dict[str, Any]) -> dict[str, Any]:
-    """Facts of the run that goes on now; the date is that of its first day."""
-    return {**header, "date": partial.header.get("date", header["date"])}
+    return Session(request, device, dtype, points, group_points, partial, header, layer, n_threads_before)
 
 
 def _plan(
@@ -159,7 +160,7 @@ def measure(session: Session, tick: Tick) -> None:
     deadline = time.monotonic() + session.request.budget_s
     settings = Settings(max_samples=7, target_s=0.08) if session.request.mode == "quick" else Settings()
     clock = clock_for(session.device)
-    with _deterministic_inference():
+    with _undisturbed(session.n_threads_before):
         bench = _bench(session)
         for round_ in range(session.request.n_rounds):
             done = session.partial.done()
@@ -216,6 +217,8 @@ def _measured(session: Session, point: Point, bench: Bench, clock: Clock, settin
             case = build_case(point, bench)
         samples = take_samples(case.calls, clock, settings)
     except (RuntimeError, MemoryError, NotImplementedError, TypeError) as error:
+        if session.device.type == "cuda":
+            torch.cuda.empty_cache()
         said = str(error).splitlines()
         return Record(point.key, round_, error=f"{type(error).__name__}: {said[0][:160] if said else ''}")
     record = Record(point.key, round_, samples.seconds, samples.n_preempted, dict(case.stats))
@@ -223,8 +226,8 @@ def _measured(session: Session, point: Point, bench: Bench, clock: Clock, settin
 
 
 @contextmanager
-def _deterministic_inference() -> Iterator[None]:
-    """No autograd, and no garbage collection in the middle of a sample."""
+def _undisturbed(n_threads_after: int) -> Iterator[None]:
+    """No autograd, and no garbage collection in the middle of a sample; threads as before afterwards."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -232,5 +235,6 @@ def _deterministic_inference() -> Iterator[None]:
         with torch.inference_mode():
             yield
     finally:
+        torch.set_num_threads(n_threads_after)
         if was_on:
             gc.enable()
