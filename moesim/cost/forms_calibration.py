@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.cost.forms import Correction, Form, Interval, Parameters, Prediction, Target, evaluate
 from moesim.cost.forms_all import form_of
+from moesim.cost.forms_collective import COLLECTIVES_FITTED
 from moesim.cost.result import OpCost
 from moesim.errors import InputError
 from moesim.ops import AttentionShape, CollectiveShape, GemmShape, MoeShape, Num, Op, OpKind, Shape
@@ -110,14 +111,16 @@ class Calibration:
     def nearest(self, kind: str, dtype: str, shape: Shape, kv_dtype: str = "") -> tuple[Family, Prediction] | None:
         """Of the fitting families the one whose measured points lie nearest to the shape, with its prediction.
 
-        A family with less than half of the shapes of the best-covered one is used only if it is alone.
+        Stacks pick kernels by shape, and so does this (small families count as farther: distance * (1 + 1 / shapes)).
+        A collective uses its best-covered family: a stack's own all-reduce before NCCL's.
         """
         fits = self.candidates(kind, dtype, kv_dtype)
         if not fits:
             return None
-        fits = tuple(f for f in fits if 2 * f.n_groups >= fits[0].n_groups)
+        if kind in COLLECTIVES_FITTED or len(fits) == 1:
+            return fits[0], fits[0].predict(shape)
         tried = [(f, f.predict(shape)) for f in fits]
-        return min(tried, key=lambda pair: float(np.median(np.maximum(pair[1].distance, 1.0))))
+        return min(tried, key=lambda pair: float(np.median(pair[1].distance)) * (1.0 + 1.0 / max(1, pair[0].n_groups)))
 
     def cost(self, op: Op, device: DeviceSpec) -> OpCost | None:
         """The operator's fitted cost, or None where this calibration has no family for it.

@@ -129,3 +129,13 @@ def test_conformal_intervals_cover_nine_in_ten():
         assert 0.87 < covered[which == k].mean() < 0.93
     interval = conformal_interval(held_out)
     assert interval.compute[1] < interval.memory[1] < interval.latency[1]
+
+
+def test_the_kernel_whose_measurements_lie_nearest_is_used():
+    frame = gemm_frame(noise=0.0)
+    small, large = frame[frame.n <= 1024].assign(kernel="small"), frame[frame.n >= 4096].assign(kernel="large")
+    large = large.assign(measured_s=large.measured_s * 2)
+    (calibration,) = fit_tables(MeasurementTable.of(pd.concat([small, large])), DEVICE, settings=SETTINGS)
+    for n, kernel in ((700.0, "small"), (9000.0, "large")):
+        family, _ = calibration.nearest("gemm", "bf16", GemmShape(64.0, n, 2048.0))
+        assert family.key.kernel == kernel
