@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moesim.calibrate.store import calibration_names, find_calibration
 from moesim.cost import CalibratedOps
+from moesim.cost.layered import LayeredCalibration
 from moesim.errors import InputError
 
 __all__ = ["NO_CALIBRATION", "calibration_for"]
@@ -12,10 +13,12 @@ __all__ = ["NO_CALIBRATION", "calibration_for"]
 NO_CALIBRATION = "none"
 #: Stacks in the order in which a device's own calibration is chosen.
 PREFERRED_STACKS = ("pytorch", "vllm", "sglang", "trtllm")
+#: Collectives are measured apart from the stacks that call them.
+COLLECTIVES_STACK = "nccl"
 
 
 def calibration_for(name: str | None, device: str) -> CalibratedOps | None:
-    """The calibration for `device`.
+    """The calibration for `device`, with the device's collectives beneath it where the stack has none of its own.
 
     Args:
         name: ``device/stack``, a stack of this device, a file, ``none``, or None for the device's first by `PREFERRED_STACKS`.
@@ -30,11 +33,15 @@ def calibration_for(name: str | None, device: str) -> CalibratedOps | None:
     own = {known.partition("/")[2]: known for known in calibration_names() if known.startswith(f"{device}/")}
     if name is None:
         chosen = [own[stack] for stack in (*PREFERRED_STACKS, *own) if stack in own]
-        return find_calibration(chosen[0]) if chosen else None
+        if not chosen:
+            return None
+        name = chosen[0]
     found = find_calibration(own.get(name, name))
     if found.device != device:
         raise InputError(
             "belongs to another device", field="calibration", value=name, allowed=", ".join(own.values()) or NO_CALIBRATION,
             hint=f"the hardware is {device}",
         )  # fmt: skip
+    if COLLECTIVES_STACK in own and found.stack != COLLECTIVES_STACK:
+        return LayeredCalibration((found, find_calibration(own[COLLECTIVES_STACK])))
     return found
