@@ -18,6 +18,7 @@ SCENARIO = ScenarioSpec.model_validate(
     {
         "title": "small",
         "hardware": "hgx_h100",
+        "calibration": "none",  # the core alone
         "systems": [
             {"name": "moe", "kind": "moe", "model": "mixtral-8x7b", "parallel": {"dp_size": 8, "ep_size": 8}},
             {"name": "dense", "kind": "dense", "model": "llama-2-13b", "parallel": {"tp_size": 8}},
