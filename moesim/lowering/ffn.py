@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from moesim.lowering.common import Context, collective, elementwise, gemm
 from moesim.lowering.load import MoeLoad
-from moesim.ops import ExchangeShape, MoeShape, Num, Op, OpKind, Work
+from moesim.ops import ExchangeShape, MoeShape, Num, Op, OpKind, Phase, Work
 from moesim.specs.dtypes import ELEMENT_BYTES, Dtype, Storage
 from moesim.specs.model import DenseFfn, MoeFfn
 
@@ -39,7 +39,7 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
         *_shared(ctx, ffn, "dispatch" if travels else None),
     ]
     if travels:
-        ops.append(_exchange(ctx, "dispatch", OpKind.DISPATCH, load))
+        ops.append(exchange(ctx, "dispatch", OpKind.DISPATCH, load))
     elif gathers:
         ops.append(_gather(ctx, "expert_all_gather", OpKind.ALL_GATHER, p.n_stage_ranks))
     ops.append(_experts(ctx, ffn, load))
@@ -48,7 +48,7 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
         seen = _seen_tokens(ctx)
         ops.append(elementwise(ctx, "unpermute", seen, ctx.hidden, "permute", reads=load.n_assignments / seen))
     if travels:
-        ops.append(_exchange(ctx, "combine", OpKind.COMBINE, load))
+        ops.append(exchange(ctx, "combine", OpKind.COMBINE, load))
         ops.append(elementwise(ctx, "unpermute", _own_tokens(ctx, True), ctx.hidden, "permute", reads=load.top_k))
     elif gathers:
         ops.append(_gather(ctx, "expert_reduce_scatter", OpKind.REDUCE_SCATTER, p.n_stage_ranks))
@@ -133,7 +133,7 @@ def _expert_arithmetic(weights: Storage, activation: Dtype) -> Dtype:
     return activation if ELEMENT_BYTES[activation] > ELEMENT_BYTES[weights.dtype] else weights.dtype
 
 
-def _exchange(ctx: Context, name: str, kind: OpKind, load: MoeLoad) -> Op:
+def exchange(ctx: Context, name: str, kind: OpKind, load: MoeLoad) -> Op:
     """Dispatch sends activations out, in fp8 with scales where experts compute in 8 bits or less; combine returns 16-bit rows."""
     d = ctx.hidden
     narrow = ELEMENT_BYTES[ctx.model.storage.expert_activation] <= 1.0
@@ -143,7 +143,10 @@ def _exchange(ctx: Context, name: str, kind: OpKind, load: MoeLoad) -> Op:
     if kind is OpKind.COMBINE:
         out, into, nic_out, nic_in = into, out, nic_in, nic_out
     n = ctx.parallel.n_stage_ranks
-    shape = ExchangeShape(n, out, into, nic_out, nic_in, float(n - 1))
+    shape = ExchangeShape(
+        n, out, into, nic_out, nic_in, float(n - 1), per_copy, _own_tokens(ctx, True) * per_copy, load.n_experts,
+        is_low_latency=ctx.step.phase is Phase.DECODE,
+    )  # fmt: skip
     return Op(name, kind, Work(0.0, out + nic_out, into + nic_in), shape, ctx.activation, "communication")
 
 

@@ -143,6 +143,8 @@ def _distinct(
     T (1 - (1 - c)^m) with c the mean chance of an expert there and m chosen so that equal popularity gives the exact chance of
     K picks without replacement to miss the group; exact for one expert too. Assumption in between.
     """
+    if top_k <= 0:
+        return np.zeros_like(assignments)
     chance = np.minimum(assignments / (tokens * np.float32(n_there)), 1.0)
     miss_one = math.log1p(-min(top_k / n_slots, 1.0 - 1e-12))
     miss_all = _chance_missed(float(n_slots), top_k, n_there, layout)

@@ -20,7 +20,7 @@ from moesim.routing import Placement, build_router, contiguous
 from moesim.specs.model import MoeFfn
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import RoutingSpec
-from moesim.testing import decode, prefill, toy_moe_model
+from moesim.testing import decode, prefill, toy_moe_model, toy_program
 
 
 def _layout(n: int, *, etp: int = 1, domain: int = 8, dedup: bool = False, everywhere: bool = False) -> ExpertLayout:
@@ -55,6 +55,27 @@ def test_a_small_load_by_hand() -> None:
 def test_tiles_are_powers_of_two_from_16_to_128(mean: float, rows: float) -> None:
     assert tile_rows(float(mean)) == rows
     assert tile_rows(np.array([float(mean)]))[0] == rows  # type: ignore[index]
+
+
+def test_expert_flops_follow_padded_tokens_and_bytes_the_experts_hit() -> None:
+    # rank 0 has 4 tokens for one expert, rank 1 has 40 for two, as above: 16 and 96 rows
+    counts = np.array([[[3, 0, 20, 1], [1, 0, 17, 2]]] * 2)
+    model = toy_moe_model(n_experts=4, top_k=1)
+    program = toy_program(model, ParallelSpec(dp_size=2, ep_size=2), decode(44, 10), counts=counts)
+    experts = next(op for _, op in program.ops() if op.name == "experts")
+    product = 3 * 64 * 128  # weights of an expert, bf16
+    np.testing.assert_allclose(experts.work.flops, [[2 * product * 16, 2 * product * 96]] * 2)
+    rows = np.array([[4, 40]] * 2)
+    np.testing.assert_allclose(experts.work.read_bytes, np.array([[1, 2]] * 2) * product * 2 + rows * (64 + 128) * 2)
+    np.testing.assert_allclose(experts.work.write_bytes, rows * (64 + 2 * 128) * 2)
+
+
+def test_no_tokens_no_load() -> None:
+    for dedup in (False, True):
+        counts = np.zeros((1, 4, 8), dtype=np.int64)
+        load = drawn_load(counts, np.zeros(4), contiguous(8, 4), _layout(4, domain=2, dedup=dedup), 2)
+        for name in ("n_assignments", "n_padded", "n_experts_hit", "up_out_copies", "nic_in_copies"):
+            assert np.all(getattr(load, name) == 0), name
 
 
 def test_slices_of_experts_see_the_same_tokens() -> None:
