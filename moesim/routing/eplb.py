@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import ParallelError
-from moesim.routing.placement import Placement
+from moesim.routing.placement import Placement, check_slots
 
-__all__ = ["eplb_global", "eplb_hierarchical", "replicate"]
+__all__ = ["eplb_global", "eplb_hierarchical", "pack", "replicate"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -34,7 +34,7 @@ def eplb_global(counts: NDArray[Any], n_ranks: int, n_slots: int) -> Placement:
         ParallelError: too few slots, or slots that R does not divide.
     """
     load = np.asarray(counts, dtype=np.float64)
-    _check(load.shape[1], n_ranks, n_slots)
+    check_slots(load.shape[1], n_ranks, n_slots)
     slots = _balanced_slots(load, n_ranks, n_slots)
     return Placement(_never_worse(slots, load, n_ranks), n_ranks, load.shape[1])
 
@@ -54,13 +54,13 @@ def eplb_hierarchical(counts: NDArray[Any], n_ranks: int, n_slots: int, n_nodes:
     """
     load = np.asarray(counts, dtype=np.float64)
     n_layers, n_experts = load.shape
-    _check(n_experts, n_ranks, n_slots)
+    check_slots(n_experts, n_ranks, n_slots)
     if n_nodes < 1 or n_group % n_nodes or n_ranks % n_nodes or n_experts % n_group:
         raise ParallelError("hierarchical balancing needs nodes that divide the groups and the ranks", field="routing.placement",
                             value=f"{n_nodes} nodes, {n_group} groups, {n_ranks} ranks", hint="use eplb_global")  # fmt: skip
     group_size, per_node = n_experts // n_group, n_experts // n_nodes
     group_load = load.reshape(n_layers, n_group, group_size).sum(axis=2)
-    groups = _pack(group_load, np.broadcast_to(np.arange(n_group), group_load.shape), n_nodes)
+    groups = pack(group_load, np.broadcast_to(np.arange(n_group), group_load.shape), n_nodes)
     members = groups.reshape(n_layers, n_nodes, -1, 1) * group_size + np.arange(group_size)
     experts = members.reshape(n_layers * n_nodes, per_node)
     node_load = np.take_along_axis(np.repeat(load, n_nodes, axis=0), experts, axis=1)
@@ -87,10 +87,10 @@ def _balanced_slots(load: Floats, n_ranks: int, n_slots: int) -> Ints:
     n_experts = load.shape[1]
     experts = np.stack([np.repeat(np.arange(n_experts), row) for row in copies])
     share = np.take_along_axis(load / copies, experts, axis=1)
-    return _pack(share, experts, n_ranks)
+    return pack(share, experts, n_ranks)
 
 
-def _pack(load: Floats, items: NDArray[np.int64], n_bins: int) -> Ints:
+def pack(load: Floats, items: NDArray[np.int64], n_bins: int) -> Ints:
     """Items into bins of equal number, [L, n_items] listed bin after bin: heaviest first, to the lightest bin with room.
 
     A bin that already holds the same item is avoided while another has room: two copies on one rank would help nobody.
@@ -125,10 +125,3 @@ def _never_worse(slots: Ints, load: Floats, n_ranks: int) -> Ints:
     packed_max = Placement(slots, n_ranks, n_experts).rank_loads(load).max(axis=1)
     plain_max = load.reshape(len(load), n_ranks, per_rank).sum(axis=2).max(axis=1)
     return np.where((plain_max < packed_max)[:, None], plain.reshape(1, -1), slots)
-
-
-def _check(n_experts: int, n_ranks: int, n_slots: int) -> None:
-    if n_ranks < 1 or n_slots < n_experts or n_slots % n_ranks:
-        raise ParallelError("expert slots must be at least the experts and divide over the ranks", field="routing.placement",
-                            value=f"{n_slots} slots, {n_ranks} ranks, {n_experts} experts",
-                            allowed=f"a multiple of {n_ranks} from {n_experts} on")  # fmt: skip

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import InputError, ParallelError
 
-__all__ = ["Placement", "contiguous", "given", "striped"]
+__all__ = ["Placement", "check_domain", "check_slots", "contiguous", "given", "striped", "trivial"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -84,6 +84,13 @@ class Placement:
         loads: Floats = per_slot.reshape(len(per_slot), self.n_ranks, self.slots_per_rank).sum(axis=2)
         return loads
 
+    def held(self) -> NDArray[np.bool_]:
+        """Whether a rank holds a copy of an expert: [L or 1, E, R]."""
+        rows = len(self.slots)
+        held = np.zeros((rows, self.n_experts, self.n_ranks), np.bool_)
+        held[np.arange(rows)[:, None], self.slots, self.slot_rank[None, :]] = True
+        return held
+
     def share_on_rank(self) -> Floats:
         """The part of each expert's tokens that each rank serves: [L or 1, E, R]; sums to 1 over ranks."""
         rows = len(self.slots)
@@ -121,6 +128,21 @@ def striped(n_experts: int, n_ranks: int) -> Placement:
     return Placement(np.ascontiguousarray(slots), n_ranks, n_experts)
 
 
+def trivial(n_experts: int, n_ranks: int, n_slots: int) -> Placement:
+    """Slots filled with experts in order, starting again at expert 0 when all have one: what engines do without balancing.
+
+    Source: SGLang's `--init-expert-location trivial` (physical expert i holds logical expert i mod E).
+
+    Raises:
+        ParallelError: too few slots, or slots that R does not divide.
+
+    >>> trivial(4, 3, 6).slots.tolist()
+    [[0, 1, 2, 3, 0, 1]]
+    """
+    check_slots(n_experts, n_ranks, n_slots)
+    return Placement((np.arange(n_slots, dtype=np.int64) % n_experts)[None, :], n_ranks, n_experts)
+
+
 def given(per_rank: tuple[tuple[int, ...], ...], n_experts: int) -> Placement:
     """A placement as a user lists it: the experts in each rank's slots, the same for all layers.
 
@@ -133,6 +155,31 @@ def given(per_rank: tuple[tuple[int, ...], ...], n_experts: int) -> Placement:
                          value=[len(rank) for rank in per_rank])  # fmt: skip
     slots = np.array(per_rank, dtype=np.int64).reshape(1, -1)
     return Placement(slots, len(per_rank), n_experts)
+
+
+def check_slots(n_experts: int, n_ranks: int, n_slots: int) -> None:
+    """Refuse slots that cannot hold the experts or do not divide over the ranks.
+
+    Raises:
+        ParallelError: too few slots, or slots that R does not divide.
+    """
+    if n_ranks < 1 or n_slots < n_experts or n_slots % n_ranks:
+        raise ParallelError("expert slots must be at least the experts and divide over the ranks", field="routing.placement",
+                            value=f"{n_slots} slots, {n_ranks} ranks, {n_experts} experts",
+                            allowed=f"a multiple of {n_ranks} from {n_experts} on")  # fmt: skip
+
+
+def check_domain(domain_size: int | None, n_ranks: int) -> int:
+    """Ranks of a scale-up domain, at most all of them.
+
+    Raises:
+        ParallelError: it does not divide the ranks.
+    """
+    size = n_ranks if domain_size is None else min(domain_size, n_ranks)
+    if size < 1 or n_ranks % size:
+        raise ParallelError("scale-up domains must divide the ranks", field="domain_size", value=size,
+                            allowed=f"a divisor of {n_ranks}")  # fmt: skip
+    return size
 
 
 def _check_divides(n_experts: int, n_ranks: int) -> None:
