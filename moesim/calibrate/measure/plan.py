@@ -95,7 +95,7 @@ _CPU = Scale(
     prefill=((1, 32), (1, 64), (4, 64), (1, 128), (1, 192), (2, 256), (1, 384), (1, 512), (1, 768), (1, 1024)),
     decode=((1, 512), (1, 1024), (4, 256), (8, 256), (8, 1024), (16, 128), (32, 512), (1, 4096)),
     memory_bytes=(1 * _MIB, 8 * _MIB, 64 * _MIB, 192 * _MIB),
-    message_bytes=(4 * _KIB, 64 * _KIB, 1 * _MIB, 8 * _MIB),
+    message_bytes=(1 * _KIB, 4 * _KIB, 16 * _KIB, 64 * _KIB, 256 * _KIB, 1 * _MIB, 4 * _MIB, 8 * _MIB),
     max_twin_flops=6e9,
     hf_tokens=(1, 4, 16, 64, 256),
 )  # fmt: skip
@@ -112,7 +112,7 @@ _GPU = Scale(
     prefill=((1, 128), (4, 512), (1, 1024), (4, 1024), (1, 4096), (2, 4096), (1, 8192)),
     decode=((1, 1024), (8, 1024), (32, 1024), (64, 4096), (128, 2048), (8, 16384), (1, 32768)),
     memory_bytes=(1 * _MIB, 16 * _MIB, 256 * _MIB, 1024 * _MIB),
-    message_bytes=(4 * _KIB, 64 * _KIB, 1 * _MIB, 16 * _MIB, 256 * _MIB),
+    message_bytes=(1 * _KIB, 4 * _KIB, 16 * _KIB, 64 * _KIB, 256 * _KIB, 1 * _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB, 256 * _MIB),
     max_twin_flops=2e14,
     hf_tokens=(1, 16, 128, 1024),
 )  # fmt: skip
