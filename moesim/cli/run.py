@@ -23,8 +23,7 @@ def run_command(scenario: str, out: Path | None, engine: str | None, seed: int |
     chosen = choice(Engine, engine, "--engine") if engine is not None else None
     spec, file = load_scenario(scenario)
     out_dir = out if out is not None else Path("reports") / file.stem
-    if out_dir.exists() and not out_dir.is_dir():
-        raise InputError("is a file where a directory is meant", file=str(out_dir), hint="name another with --out")
+    _check_out(out_dir)
     with progress_bar() as bar:
         task = bar.add_task("starting", total=1.0)
 
@@ -36,6 +35,13 @@ def run_command(scenario: str, out: Path | None, engine: str | None, seed: int |
         write_report(run.result, out_dir, run.timeline)
         bar.update(task, description="done", completed=1.0)
     _say(run.result, out_dir, time.monotonic() - began)
+
+
+def _check_out(out_dir: Path) -> None:
+    """Refuse what cannot become a folder before the work is done."""
+    first = next((path for path in (out_dir, *out_dir.parents) if path.exists()), None)
+    if first is not None and not first.is_dir():
+        raise InputError("is a file where a directory is meant", file=str(first), hint="name another with --out")
 
 
 def report_command(directory: Path) -> None:

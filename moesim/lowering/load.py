@@ -115,7 +115,7 @@ def expected_load(
     if t.ndim and t.shape[-2:] != (1, 1):
         raise ValueError("a grid of token numbers must end in two axes of length 1, for layers and ranks")
     mean = t * np.matmul(p[..., None, :], share)[..., 0, :]
-    sigma = np.sqrt(t * np.matmul((p * (1.0 - p))[..., None, :], share)[..., 0, :])
+    sigma = np.sqrt(t * np.matmul((p * np.maximum(1.0 - p, 0.0))[..., None, :], share)[..., 0, :])
     worst = np.minimum(_fullest(mean, sigma, layout.ep_size), t * top_k)
     worst = np.minimum(worst, limit * (placement.n_slots / layout.ep_size))
     chance = -np.expm1(t * np.log1p(-np.minimum(p, 1.0 - 1e-12)))

@@ -25,6 +25,12 @@ class RouterFamily(StrEnum):
     TRACE = "trace"
 
 
+#: Beyond these a few experts have all the load and inclusion probabilities lose their precision, or (dirichlet) all are alike.
+_SKEWS = {
+    RouterFamily.ZIPF: (0.0, 6.0), RouterFamily.LOGNORMAL: (0.0, 6.0), RouterFamily.DIRICHLET: (0.03, 1e4),
+}  # fmt: skip
+
+
 class PlacementKind(StrEnum):
     """How experts are laid out over ranks."""
 
@@ -66,7 +72,7 @@ class RoutingSpec(Frozen):
     trace: str | None = None
     temporal_repeat: Fraction | None = None
     layer_coupling: Fraction | None = None
-    capacity_factor: Number | None = Field(default=None, gt=0)
+    capacity_factor: Number | None = Field(default=None, gt=0, le=1e6)
     placement: PlacementSpec = PlacementSpec()
 
     @model_validator(mode="after")
@@ -80,6 +86,9 @@ class RoutingSpec(Frozen):
             if (getattr(self, name) is not None) != (name == need):
                 must = "is needed by" if name == need else "does not belong to"
                 raise ValueError(f"{name}: {must} family {self.family.value!r}")
+        low, high = _SKEWS.get(self.family, (0.0, 0.0))
+        if self.skew is not None and not low <= self.skew <= high:
+            raise ValueError(f"skew: {self.skew:g} is outside {low:g}..{high:g}, what family {self.family.value!r} takes")
         if self.popularity is not None and (min(self.popularity) < 0 or sum(self.popularity) <= 0):
             raise ValueError("popularity: weights must not be negative and must not all be zero")
         return self

@@ -403,6 +403,7 @@ COMMANDS = [
     command("routing with a word for a number", f"{ESTIMATE} --routing zipf:big", "--routing", "'zipf:big'", "number after the colon"),
     command("routing with NaN", f"{ESTIMATE} --routing zipf:nan", "--routing", "zipf:nan"),
     command("routing with a negative number", f"{ESTIMATE} --routing zipf:-1", "--routing", "zipf:-1", "more than 0"),
+    command("routing beyond its range", f"{ESTIMATE} --routing zipf:50", "--routing", "zipf:50", "0..6"),
     command("routing with a value too many", f"{ESTIMATE} --routing uniform:1", "--routing", "'uniform:1'"),
     command("routing without a preset", f"{ESTIMATE} --routing preset", "--routing", "'preset'", "preset:"),
     command("routing with an unknown preset", f"{ESTIMATE} --routing preset:mixtral", "preset", "'mixtral'", "mixtral-8x7b"),
@@ -423,7 +424,7 @@ COMMANDS = [
     Case("report of results not UTF-8", ("report", "{dir}/r"), ("cannot be read",), "r/results.json", files={"r/results.json": b"\xff"}),
     Case("report of incomplete results", ("report", "{dir}/r"), ("moesim_version", "run the scenario again"), "r/results.json", files={"r/results.json": '{"schema_version": 1}'}),
     Case("out is a file", ("run", "{dir}/s.yaml", "--out", "{dir}/o"), ("is a file", "directory"), "o", files={"s.yaml": SCENARIO, "o": "mine"}),
-    Case("out is below a file", ("run", "{dir}/s.yaml", "--out", "{dir}/o/p"), ("o",), None, files={"s.yaml": SCENARIO, "o": "mine"}),
+    Case("out is below a file", ("run", "{dir}/s.yaml", "--out", "{dir}/o/p"), ("is a file", "directory"), "o", files={"s.yaml": SCENARIO, "o": "mine"}),
 ]  # fmt: skip
 
 CASES = [*KEYS_AND_VALUES, *FILES, *NAMES, *QUANTITIES, *SPLITS, *ROUTING_AND_WORKLOAD, *MODELS, *COMMANDS]
