@@ -177,14 +177,19 @@ def row(name: str, parts: list) -> str:
     return f"| {name} | {len(parts)} | {len(size):,} | {span} | " + " | ".join(cells) + " |"
 
 
+def is_moe(about: dict, held: HeldOut) -> bool:
+    """A MoE family whose held-out points are of left-out models, not of left-out slices of its only model."""
+    return about["kind"] == "moe" and held.left_out == "shapes"
+
+
 def pooled_table(parts: list) -> list[str]:
     on_target = [p for p in parts if p[0]["device"] in TARGET_DEVICES]
     rest = [p for p in parts if p[0]["device"] not in TARGET_DEVICES]
     groups = [
-        ("MoE layer, families with 8+ model shapes", lambda a, h: a["kind"] == "moe" and h.n_groups >= 8),
+        ("MoE layer, families with 8+ model shapes", lambda a, h: is_moe(a, h) and h.n_groups >= 8),
         (
             "MoE layer, families with 2-7 model shapes",
-            lambda a, h: a["kind"] == "moe" and h.n_groups < 8 and h.left_out == "shapes",
+            lambda a, h: is_moe(a, h) and h.n_groups < 8,
         ),
         ("GEMM", lambda a, h: a["kind"] == "gemm"),
         ("attention prefill, GQA", lambda a, h: a["kind"] == "attention_prefill"),
@@ -209,7 +214,7 @@ def family_tables(parts: list) -> list[str]:
     lines = ["**MoE families with 8 and more model shapes**", "", HEAD]
     for part in parts:
         about, held, _ = part
-        if about["kind"] == "moe" and held.n_groups >= 8 and about["device"] in TARGET_DEVICES:
+        if is_moe(about, held) and held.n_groups >= 8 and about["device"] in TARGET_DEVICES:
             name = f"{about['device']} {about['stack']} {about['version']} {about['dtype']} {about['kernel'][:60]}"
             lines.append(row(name, [part]))
     lines += ["", "**Other kinds by device and stack**", "", HEAD]

@@ -96,7 +96,8 @@ def load_calibration(path: str | Path) -> Calibration:
 def calibration_names() -> tuple[str, ...]:
     """Shipped calibrations as ``device/stack``, sorted."""
     folder = data_dir() / "hardware" / "calibrations"
-    return tuple(sorted(f"{p.parent.name}/{p.stem}" for p in folder.glob("*/*.yaml")))
+    found = (p for p in folder.glob("*/*.yaml") if p.parent.name != "fabrics")  # links, not a device's kernels
+    return tuple(sorted(f"{p.parent.name}/{p.stem}" for p in found))
 
 
 @lru_cache(maxsize=32)
