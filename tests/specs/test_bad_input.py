@@ -25,7 +25,7 @@ from moesim.specs.yaml_text import parse_yaml
 from moesim.study.run import load_scenario
 
 FUZZ = settings(
-    max_examples=120, deadline=None, derandomize=True, database=None,
+    max_examples=60, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 SPECS = {
