@@ -92,9 +92,7 @@ class Work:
         return self.read_bytes + self.write_bytes
 
     def __add__(self, other: Work) -> Work:
-        return Work(
-            self.flops + other.flops, self.read_bytes + other.read_bytes, self.write_bytes + other.write_bytes
-        )
+        return Work(self.flops + other.flops, self.read_bytes + other.read_bytes, self.write_bytes + other.write_bytes)
 
     def __mul__(self, n: float) -> Work:
         return Work(self.flops * n, self.read_bytes * n, self.write_bytes * n)
@@ -156,7 +154,12 @@ class CollectiveShape:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeShape:
-    """Traffic of an expert dispatch or combine, per rank: through scale-up ports and through NICs, out and in."""
+    """Traffic of an expert dispatch or combine, per rank: through scale-up ports and through NICs, out and in.
+
+    `message_bytes` is one token's row, `token_bytes` the rows of the rank's own tokens, `n_experts` the layer's experts. In low
+    latency mode a row travels per assignment, straight to its rank; in normal mode (`is_low_latency` False) once per rank, and
+    across domains in two hops.
+    """
 
     n_ranks: int
     up_out_bytes: Num
@@ -164,6 +167,10 @@ class ExchangeShape:
     nic_out_bytes: Num
     nic_in_bytes: Num
     n_messages: Num
+    message_bytes: Num = 0.0
+    token_bytes: Num = 0.0
+    n_experts: Num = 1.0
+    is_low_latency: bool = True
 
 
 @dataclass(frozen=True, slots=True)

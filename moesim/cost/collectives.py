@@ -1,57 +1,35 @@
 """Communication in closed form: latency plus the busiest port, within a scale-up domain and across domains.
 
-Letters: n ranks, B bytes of one rank's full buffer, a latency of one message, w achieved bytes per second and direction.
+Letters: n ranks, B bytes of one rank's full buffer, a latency of one message, o time to post one, w achieved bytes per second and
+direction. Where several algorithms fit, the quickest is taken, as tuned libraries do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 
+import numpy as np
+
+from moesim.cost.exchange import PortTimes, exchange_cost, port_times
+from moesim.cost.network import Network
 from moesim.cost.result import OpCost
-from moesim.ops import CollectiveShape, ExchangeShape, Num, Op, OpKind, maximum, minimum
-from moesim.specs.base import Origin
-from moesim.specs.hardware import Hardware, Topology
+from moesim.ops import CollectiveShape, Num, Op, OpKind, minimum
+from moesim.specs.hardware import Topology
 
-__all__ = ["Network", "PortTimes", "collective_cost", "exchange_cost", "port_times"]
+__all__ = ["Network", "PortTimes", "algorithms", "collective_cost", "exchange_cost", "port_times"]
 
+Parts = tuple[Num, Num]
 
-@dataclass(frozen=True, slots=True)
-class Network:
-    """Achieved link rates of a cluster: what closed forms and simulated ports share."""
-
-    up_bytes_per_s: float
-    up_latency_s: float
-    up_message_s: float
-    nic_bytes_per_s: float
-    nic_latency_s: float
-    nic_message_s: float
-    domain_size: int
-    is_switched: bool
-    origin: Origin = Origin.ASSUMPTION
-
-    @classmethod
-    def of(cls, hardware: Hardware, up_frac: float, nic_frac: float) -> Network:
-        """Peak rates of `hardware` times achieved fractions; absent links carry nothing and are never used by a valid split."""
-        up, out = hardware.scale_up, hardware.scale_out
-        nic = hardware.nic_bytes_per_s if hardware.nic_bytes_per_s else (out.bytes_per_s if out else 0.0)
-        return cls(
-            up_bytes_per_s=(up.bytes_per_s if up else nic) * up_frac,
-            up_latency_s=up.latency_s if up else (out.latency_s if out else 0.0),
-            up_message_s=up.message_overhead_s if up else 0.0,
-            nic_bytes_per_s=nic * nic_frac,
-            nic_latency_s=out.latency_s if out else 0.0,
-            nic_message_s=out.message_overhead_s if out else 0.0,
-            domain_size=hardware.scale_up_domain_size,
-            is_switched=up is None or up.topology in (Topology.SWITCH, Topology.MESH),
-        )
+#: What a reduction inside the switch takes to set out. Source: NCCL's own tuning model, src/graph/tuning.cc, NVLS on NVLink.
+IN_SWITCH_LATENCY_S = 25e-6
 
 
 def collective_cost(op: Op, network: Network) -> OpCost:
     """All-reduce, all-gather, reduce-scatter or send of one rank.
 
-    Within a domain: direct exchange over switched ports, a (n-1)/n B/w for gather and scatter, the better of one-shot
-    a + (n-1) B/w and two-shot 2a + 2 (n-1)/n B/w for all-reduce; a ring of n-1 steps without a switch. Across domains:
-    scatter inside, reduce between peers over NICs, gather inside. Source: standard alpha-beta forms (Thakur et al., 2005).
+    Within a domain the quickest of `algorithms`; across domains: scatter inside, exchange between peers over NICs, gather inside.
+    Source: standard alpha-beta forms (Thakur et al., 2005).
     """
     shape = op.shape
     if not isinstance(shape, CollectiveShape):
@@ -61,76 +39,103 @@ def collective_cost(op: Op, network: Network) -> OpCost:
         inside = shape.stride < network.domain_size
         rate, latency = _link(network, inside)
         return _result(size / rate, latency, network)
-    n_in = min(n, max(1, network.domain_size // shape.stride))
-    n_out = -(-n // n_in)
+    n_in, n_out = _shares(n, shape.stride, network)
     link_s: Num = 0.0
     latency_s: Num = 0.0
-    rounds = 2.0 if op.kind is OpKind.ALL_REDUCE else 1.0
     if n_out > 1:
-        link_s = size * (rounds * (n_out - 1) / n_out / n_in) / network.nic_bytes_per_s
-        latency_s = rounds * network.nic_latency_s
+        link_s, latency_s = _best(between(op.kind, n_out, size * (1.0 / n_in), network))
     if n_in > 1:
-        up_s, up_latency_s = _inside(op.kind, n_in, size, network, alone=n_out == 1)
+        up_s, up_latency_s = _best(inside_domain(op.kind, n_in, size, network, alone=n_out == 1))
         link_s, latency_s = link_s + up_s, latency_s + up_latency_s
     return _result(link_s, latency_s, network)
 
 
-def _inside(kind: OpKind, n: int, size: Num, network: Network, *, alone: bool) -> tuple[Num, Num]:
-    rate, latency = network.up_bytes_per_s, network.up_latency_s
-    part = size * ((n - 1) / n) / rate
-    if not network.is_switched:
-        steps = float(n - 1)
-        rounds = 2.0 if kind is OpKind.ALL_REDUCE else 1.0
-        return part * rounds, latency * steps * rounds
-    if kind is not OpKind.ALL_REDUCE:
-        return part, latency
-    two_shot, one_shot = part * 2.0 + 2.0 * latency, size * (float(n - 1) / rate) + latency
-    best = minimum(two_shot, one_shot) if alone else two_shot
-    two_is_best = best == two_shot
-    used_latency = latency * (1.0 + two_is_best)
-    return best - used_latency, used_latency
-
-
-@dataclass(frozen=True, slots=True)
-class PortTimes:
-    """How long one rank's ports are busy in an exchange, out and in, and what does not depend on size."""
-
-    out_s: Num
-    in_s: Num
-    latency_s: Num
-
-    @property
-    def total_s(self) -> Num:
-        """The busier direction, and latency."""
-        return maximum(self.out_s, self.in_s) + self.latency_s
-
-
-def port_times(op: Op, network: Network) -> PortTimes:
-    """Port times of a dispatch or combine of one rank: scale-up ports and NICs work side by side, the busier one counts."""
+def algorithms(op: Op, network: Network) -> tuple[str, ...]:
+    """Names of the quickest algorithm inside domains and, where it leaves them, between them, for the largest size in `op`."""
     shape = op.shape
-    if not isinstance(shape, ExchangeShape):
-        raise TypeError(f"{op.name} is not an exchange")
-    out_s, in_s = shape.up_out_bytes / network.up_bytes_per_s, shape.up_in_bytes / network.up_bytes_per_s
-    latency_s: Num = network.up_latency_s
-    n_near = min(shape.n_ranks, network.domain_size) - 1
-    post_s = n_near * network.up_message_s
-    if shape.n_ranks > network.domain_size:
-        out_s = maximum(out_s, shape.nic_out_bytes / network.nic_bytes_per_s)
-        in_s = maximum(in_s, shape.nic_in_bytes / network.nic_bytes_per_s)
-        latency_s = network.nic_latency_s
-        post_s += (shape.n_ranks - 1 - n_near) * network.nic_message_s
-    return PortTimes(out_s, in_s, latency_s + post_s)
+    if not isinstance(shape, CollectiveShape) or op.kind is OpKind.SEND:
+        return ()
+    n_in, n_out = _shares(shape.n_ranks, shape.stride, network)
+    size = float(np.max(shape.message_bytes))
+    names = []
+    if n_in > 1:
+        names.append(_quickest(inside_domain(op.kind, n_in, size, network, alone=n_out == 1)))
+    if n_out > 1:
+        names.append(_quickest(between(op.kind, n_out, size / n_in, network)))
+    return tuple(names)
 
 
-def exchange_cost(op: Op, network: Network) -> OpCost:
-    """Dispatch or combine of one rank: the busier of its ports, out or in, plus latency and message posts."""
-    times = port_times(op, network)
-    return _result(maximum(times.out_s, times.in_s), times.latency_s, network)
+def inside_domain(kind: OpKind, n: int, size: Num, network: Network, *, alone: bool) -> Mapping[str, Parts]:
+    """Link time and latency of every algorithm that the topology allows.
+
+    Switch, mesh: direct (n-1)/n B/w + a; all-reduce one-shot (n-1) B/w + a, two-shot 2 (n-1)/n B/w + 2a, and in a switch that
+    adds (1 + 1/n) B/w + 25 us. Torus, host tree: ring, (n-1)/n B/w + (n-1) a per round; in a torus of d dimensions one after the
+    other, d (n^(1/d) - 1) a. Host tree: the root's rate bounds w. `alone` is False inside a larger collective: then no one-shot.
+    """
+    rate, latency = network.pair_bytes_per_s(n), network.up_latency_s
+    part = size * ((n - 1) / n) / rate
+    rounds = 2.0 if kind is OpKind.ALL_REDUCE else 1.0
+    if not network.is_switched:
+        if network.shared_bytes_per_s is not None:
+            part = size * ((n - 1) / n) / min(rate, network.shared_bytes_per_s / n)
+        n_dims = max(1, (network.n_neighbours or 2) // 2) if network.topology is Topology.TORUS else 1
+        steps = float(n - 1) if n_dims == 1 else n_dims * (n ** (1.0 / n_dims) - 1.0)
+        return {"ring": (part * rounds, latency * steps * rounds)}
+    if kind is not OpKind.ALL_REDUCE:
+        return {"direct": (part, latency)}
+    found: dict[str, Parts] = {"two-shot": (part * 2.0, 2.0 * latency)}
+    if alone:
+        found["one-shot"] = (size * (float(n - 1) / rate), latency)
+    if network.reduces_in_switch and n > 2:
+        found["in-switch"] = (size * ((1.0 + 1.0 / n) / rate), IN_SWITCH_LATENCY_S)
+    return found
+
+
+def between(kind: OpKind, n: int, size: Num, network: Network) -> Mapping[str, Parts]:
+    """The same between domains, over NICs, for one rank's share B of the buffer.
+
+    direct r (n-1)/n B/w + r (a + (n-1) o), ring r (n-1)/n B/w + r (n-1) (a + o) with r = 2 rounds for all-reduce; tree, for
+    all-reduce, 2 B/w + 2 log2(n) (a + o).
+    """
+    rate, latency, post = network.nic_bytes_per_s, network.nic_latency_s, network.nic_message_s
+    rounds = 2.0 if kind is OpKind.ALL_REDUCE else 1.0
+    part = size * (rounds * (n - 1) / n / rate)
+    found: dict[str, Parts] = {
+        "direct": (part, rounds * (latency + (n - 1) * post)),
+        "ring": (part, rounds * (n - 1) * (latency + post)),
+    }
+    if kind is OpKind.ALL_REDUCE:
+        found["tree"] = (size * (2.0 / rate), 2.0 * math.ceil(math.log2(n)) * (latency + post))
+    return found
+
+
+def _shares(n: int, stride: int, network: Network) -> tuple[int, int]:
+    n_in = min(n, max(1, network.domain_size // stride))
+    return n_in, -(-n // n_in)
+
+
+def _best(found: Mapping[str, Parts]) -> Parts:
+    """The quickest, element by element where sizes are arrays."""
+    parts = list(found.values())
+    best_s, best_latency_s = parts[0][0] + parts[0][1], parts[0][1]
+    for link_s, latency_s in parts[1:]:
+        total = link_s + latency_s
+        if isinstance(total, float) and isinstance(best_s, float):
+            if total < best_s:
+                best_s, best_latency_s = total, latency_s
+            continue
+        best_latency_s = np.where(total < best_s, latency_s, best_latency_s)
+        best_s = minimum(best_s, total)
+    return best_s - best_latency_s, best_latency_s
+
+
+def _quickest(found: Mapping[str, Parts]) -> str:
+    return min(found, key=lambda name: float(found[name][0]) + float(found[name][1]))
 
 
 def _link(network: Network, inside: bool) -> tuple[float, float]:
     if inside:
-        return network.up_bytes_per_s, network.up_latency_s
+        return network.pair_bytes_per_s(2), network.up_latency_s
     return network.nic_bytes_per_s, network.nic_latency_s
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from moesim.errors import CatalogError, InputError, nearest
 from moesim.specs import hf
 from moesim.specs.base import Frozen, Number, Sourced
+from moesim.specs.fabric_files import find_fabric
 from moesim.specs.hardware import ClusterSpec, DeviceSpec, Hardware, LinkSpec
 from moesim.specs.json_text import line_of_field
 from moesim.specs.load import line_of, read_json, read_text, read_yaml, validate
@@ -254,6 +255,7 @@ def _from_cluster(spec: ClusterSpec, n_devices: int | None) -> Hardware:
         nic_bytes_per_s=nic,
         host_memory_bytes_per_device=host / spec.n_devices_per_node if host is not None else device.host_memory_bytes,
         price_usd_per_device_h=spec.price_usd_per_device_h or device.price_usd_per_h,
+        fabric=find_fabric(data_dir(), device.name, spec.scale_up_link),
     )
 
 
@@ -272,4 +274,5 @@ def _from_device(device: DeviceSpec, n_devices: int) -> Hardware:
         nic_bytes_per_s=device.nic_bytes_per_s,
         host_memory_bytes_per_device=device.host_memory_bytes,
         price_usd_per_device_h=device.price_usd_per_h,
+        fabric=find_fabric(data_dir(), device.name, device.scale_up_link),
     )

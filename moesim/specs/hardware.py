@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,7 @@ from moesim.specs.base import (
     weakest,
 )
 from moesim.specs.dtypes import ARITHMETIC, Dtype
+from moesim.specs.fabric import FabricSpec
 
 __all__ = ["ClusterSpec", "DeviceSpec", "Hardware", "LinkKind", "LinkSpec", "PeakFlops", "Topology"]
 
@@ -113,7 +114,10 @@ class LinkSpec(Sourced):
     """A link as one device sees it: what all its ports of this kind carry together, per direction.
 
     `latency_s` is the time of an empty message between two devices of the domain; `message_overhead_s` the time a sender
-    is busy per message besides moving bytes.
+    is busy per message besides moving bytes. `n_neighbours` devices share the ports out among them: all others in a mesh, two
+    per dimension in a torus; None where a switch or a host lies between (or, in a torus, for one ring). `in_switch` "reduce"
+    is a switch that adds and multicasts (NVLink SHARP). In a host tree all devices together pass at most `shared_bytes_per_s`
+    through the root, twice where peers cannot reach each other (`peer_access` "through_host").
     """
 
     name: str
@@ -122,6 +126,10 @@ class LinkSpec(Sourced):
     bytes_per_s: BytesPerS
     latency_s: Seconds
     message_overhead_s: Seconds
+    n_neighbours: Count | None = None
+    in_switch: Literal["forward", "reduce"] = "forward"
+    shared_bytes_per_s: BytesPerS | None = None
+    peer_access: Literal["direct", "through_host"] = "direct"
     note: str | None = None
 
 
@@ -158,6 +166,7 @@ class Hardware(Frozen):
     """A cluster with its names resolved: what the rest of moesim works with.
 
     `scale_out` is None where all `n_devices` share one scale-up domain; `nic_bytes_per_s` is per device and direction.
+    `fabric` is what its links were measured to achieve in expert exchanges, None where nobody measured them.
     """
 
     name: str
@@ -169,6 +178,7 @@ class Hardware(Frozen):
     nic_bytes_per_s: float | None = Field(default=None, ge=0)
     host_memory_bytes_per_device: float | None = Field(default=None, ge=0)
     price_usd_per_device_h: float | None = Field(default=None, ge=0)
+    fabric: FabricSpec | None = None
 
     def with_n_devices(self, n_devices: int) -> Hardware:
         """The same hardware with another number of devices in use; domains keep their size."""

@@ -1,7 +1,7 @@
 """Figures from papers and public benchmarks against the uncalibrated model.
 
-Default efficiencies are assumptions, so the bands are wide and say what they are: 35% for one exchange, 30% for one expert
-kernel, a factor of 1.7 for a whole server. Nothing here was fitted to these figures.
+Default efficiencies are assumptions, so the bands are wide and say what they are: 30% for one expert kernel, a factor of 1.7 for
+a whole server. Exchanges run on the H800's measured fabric, whose four parameters were fitted on the table below: 10 to 35%.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def test_deepep_low_latency(ep: int, dispatch: float, combine: float) -> None:
     assert times["combine"] == pytest.approx(combine, rel=0.35)
 
 
-def test_deepep_low_latency_at_256_ranks_is_too_slow() -> None:
-    # Measured 194 and 360: real senders post messages side by side, the model one after another. Within a factor of 1.6.
+def test_deepep_low_latency_at_256_ranks() -> None:
+    # Measured 194 and 360 us. The H800's fabric file was fitted on this table; errors without the row are in the file.
     times = _exchange_us(256, decode(128 * 256, 4096))
-    assert 1.0 < times["dispatch"] / 194 < 1.6
-    assert 1.0 < times["combine"] / 360 < 1.6
+    assert times["dispatch"] == pytest.approx(194, rel=0.10)
+    assert times["combine"] == pytest.approx(360, rel=0.10)
 
 
 # The same table, normal kernels: 4096 tokens per rank, tokens limited to 4 groups, GB/s of the bottleneck link as DeepEP counts.
@@ -65,8 +65,12 @@ def test_deepep_normal_dispatch(ep: int, gb_per_s: float) -> None:
     )
     shape = next(op.shape for _, op in program.ops() if op.kind is OpKind.DISPATCH)
     link = shape.up_out_bytes if ep == 8 else shape.nic_out_bytes  # type: ignore[union-attr]
-    achieved = float(np.max(link)) / _exchange_us(ep, prefill(ep, 4096))["dispatch"] / 1e3
-    assert achieved == pytest.approx(gb_per_s, rel=0.35)
+    # DeepEP counts what goes to the own rank or node too, and times the transfer without the exchange of counts before it
+    counted = 8 / 7 if ep == 8 else (ep // 8) / (ep // 8 - 1)
+    fit = load_hardware("h800_x40_nodes", ep).fabric.normal_dispatch  # type: ignore[union-attr]
+    notify_us = 0.0 if ep == 8 else (fit.notify_s + fit.notify_doubling_s * np.log2(ep / 16)) * 1e6
+    achieved = float(np.max(link)) * counted / (_exchange_us(ep, prefill(ep, 4096))["dispatch"] - notify_us) / 1e3
+    assert achieved == pytest.approx(gb_per_s, rel=0.25)
 
 
 # aiconfigurator-core 0.12.0, vLLM fused experts on one H100 SXM, bf16, balanced; milliseconds.
