@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from moesim.errors import InputError
+from moesim.lowering import Pass
 from moesim.memory import rank_weights
+from moesim.ops import Phase
 from moesim.specs.catalog import load_hardware, load_model
 from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import ParallelSpec
@@ -35,6 +37,23 @@ def _system(name: str, parallel: ParallelSpec, n_members: int = 1, skew: float =
 
 def _point(system: System, concurrency: int) -> Point:
     return measure_point(system, HGX, WORK, concurrency, Engine.ANALYTIC, np.random.default_rng(0))
+
+
+# ---------------------------------------------------------------- one point
+
+
+@pytest.mark.parametrize("concurrency", [1, 16])
+def test_prefills_of_others_come_between_the_tokens(concurrency: int) -> None:
+    # 16 prompts of 512 fill a pass of 8192 tokens; each request sees 15 others prefill once in its 128 output tokens
+    system = _system("llama-2-7b", ParallelSpec(tp_size=8))
+    point, instance = _point(system, concurrency), system.instance
+    step_s = instance.analytic(instance.decode_pass(concurrency, 512 + 64)).time_s
+    prompt_s = instance.analytic(Pass(Phase.PREFILL, 16.0, 512.0, 0.0)).time_s / 16
+    assert point.decode_step_s == pytest.approx(step_s, rel=1e-12)
+    assert point.tpot_s == pytest.approx(step_s + (concurrency - 1) * prompt_s / 128, rel=1e-12)
+    assert point.output_tokens_per_s == pytest.approx(concurrency / (step_s + concurrency * prompt_s / 128), rel=1e-12)
+    assert point.ttft_s == pytest.approx(instance.analytic(Pass(Phase.PREFILL, 1.0, 512.0, 0.0)).time_s, rel=1e-12)
+    assert point.output_tokens_per_s_per_device == pytest.approx(point.output_tokens_per_s / 8)
 
 
 # ---------------------------------------------------------------- ensembles
