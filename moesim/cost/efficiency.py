@@ -6,6 +6,7 @@ say so. A calibration (`moesim.calibrate`) replaces them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from moesim.ops import OpKind
@@ -43,7 +44,7 @@ class EfficiencyTable:
         return _BY_KIND[kind](self)
 
 
-_BY_KIND = {
+_BY_KIND: dict[OpKind, Callable[[EfficiencyTable], Efficiency]] = {
     OpKind.GEMM: lambda t: t.gemm,
     OpKind.GROUPED_GEMM: lambda t: t.grouped_gemm,
     OpKind.ATTENTION_PREFILL: lambda t: t.attention_prefill,
