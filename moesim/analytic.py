@@ -18,6 +18,9 @@ from moesim.specs.base import Origin, weakest
 
 __all__ = ["OpLine", "StepEstimate", "barrier_groups", "estimate", "step_time"]
 
+#: Half-width of the interval of an operator that only assumed efficiencies stand behind, beside measured ones. Assumption.
+ASSUMED_ERROR_FRAC = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class OpLine:
@@ -44,7 +47,7 @@ class StepEstimate:
 
     `time_s` is the latency of the pass through all pipeline stages. `imbalance_s` is what it would gain if every rank had the
     mean load; `exposed_comm_s` is communication with no compute over it. `error_frac` is the half-width of the 90% interval
-    over the time, with the operators' errors taken as fully correlated; None where some part was never measured.
+    over the time, with the operators' errors taken as fully correlated; None where most of the time was never measured.
     """
 
     time_s: float
@@ -205,6 +208,12 @@ def _scalar(x: Num) -> float:
 
 
 def _error(lines: Sequence[OpLine], time_s: float) -> float | None:
-    if time_s <= 0 or any(line.error_frac is None for line in lines if line.time_s > 0.01 * time_s):
+    """Errors of the operators, weighted by time; operators that nothing measured count with `ASSUMED_ERROR_FRAC`.
+
+    None ("assumption only") where measurements stand behind less than half of the time.
+    """
+    measured_s = sum(line.time_s for line in lines if line.error_frac is not None)
+    if time_s <= 0 or measured_s < 0.5 * time_s:
         return None
-    return sum(line.time_s * (line.error_frac or 0.0) for line in lines) / time_s
+    each = (line.time_s * (ASSUMED_ERROR_FRAC if line.error_frac is None else line.error_frac) for line in lines)
+    return sum(each) / time_s
