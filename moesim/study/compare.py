@@ -45,10 +45,9 @@ def sentence(reference: str, other: str, ratio: float | None, error_a: float | N
         if by < TOO_CLOSE:
             return f"too close to call ({reference} against {other}, ratio {ratio:.2f}; efficiencies assumed)"
         return f"{better} is cheaper than {worse}, {by:.2f}x (efficiencies assumed)"
-    of_better, of_worse = (error_a, error_b) if ratio >= 1 else (error_b, error_a)
-    # the ratio is the worse one's time over the better one's
-    low = by * (1 - of_worse) / (1 + of_better)
-    high = by * (1 + of_worse) / (1 - of_better) if of_better < 1 else math.inf
+    # independent errors of the two systems, in logarithms (assumption: shared causes would only narrow the ratio)
+    half = math.hypot(math.log1p(error_a), math.log1p(error_b))
+    low, high = by * math.exp(-half), by * math.exp(half)
     if low < 1.0:
         return f"too close to call ({reference} against {other}, ratio {by:.2f} [{low:.2f}, {high:.2f}])"
     return f"{better} is cheaper than {worse}, {by:.2f}x [{low:.2f}, {high:.2f}]"

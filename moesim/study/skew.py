@@ -29,7 +29,15 @@ from moesim.study.calibrated import calibration_for
 from moesim.study.instance import Instance
 from moesim.study.single import hardware_for
 
-__all__ = ["SkewPoint", "SkewStudy", "even_counts", "expert_bytes", "only_moe_block", "placed_instance", "price_of_skew"]
+__all__ = [
+    "SkewPoint",
+    "SkewStudy",
+    "even_counts",
+    "expert_bytes",
+    "only_moe_block",
+    "placed_instance",
+    "price_of_skew",
+]
 
 Skew = float | str
 
@@ -176,7 +184,9 @@ def placed_instance(instance: Instance, how: PlacementKind | Placement) -> Insta
             placements[key] = eplb_global(router.inclusion_probability(), n_ranks, n_slots)
         elif how is PlacementKind.CONTIGUOUS:
             plain = n_slots == router.n_experts
-            placements[key] = contiguous(router.n_experts, n_ranks) if plain else trivial(router.n_experts, n_ranks, n_slots)
+            placements[key] = (
+                contiguous(router.n_experts, n_ranks) if plain else trivial(router.n_experts, n_ranks, n_slots)
+            )
         else:
             raise InputError("not swept here", field="placement", value=how.value, allowed="contiguous or eplb_global")
     if isinstance(how, Placement) and (len(placements) > 1 or how.n_ranks != n_ranks):
@@ -195,7 +205,9 @@ def even_counts(instance: Instance, step: Pass) -> Counts:
         share = np.cumsum(placement.replicas, axis=1) / placement.n_slots
         n_layers = len(instance.routed.layers[n_experts, top_k])
         # running totals over sources keep every expert's total even, too
-        upto = np.rint(np.cumsum(tokens)[None, :, None] * top_k * np.broadcast_to(share, (n_layers, n_experts))[:, None, :])
+        upto = np.rint(
+            np.cumsum(tokens)[None, :, None] * top_k * np.broadcast_to(share, (n_layers, n_experts))[:, None, :]
+        )
         per_source = np.diff(upto, axis=1, prepend=0.0)
         found[n_experts, top_k] = np.diff(per_source, axis=2, prepend=0.0).astype(np.int64).clip(min=0)
     return found
@@ -229,7 +241,9 @@ def _point(
     time_s, even_s = float(np.mean(times)), _time(instance, step, even_counts(instance, step), engine)
     n_tokens, hw, n_ranks = float(step.n_tokens), instance.hardware, instance.parallel.n_ranks
     weight = sum(
-        expert_bytes(instance.model, layer.ffn) * n for layer, n in instance.model.layer_kinds if isinstance(layer.ffn, MoeFfn)
+        expert_bytes(instance.model, layer.ffn) * n
+        for layer, n in instance.model.layer_kinds
+        if isinstance(layer.ffn, MoeFfn)
     )
     memory = instance.memory(float(step.batch), longest, n_tokens / n_ranks, explain=False)
     return SkewPoint(

@@ -112,14 +112,14 @@ def test_the_interval_is_the_operators_weighted_by_time() -> None:
     assert result.origin is Origin.FITTED  # the weaker of the two
 
 
-def test_no_interval_where_a_large_part_was_never_measured() -> None:
+def test_what_nothing_measured_counts_with_a_wide_interval_or_takes_it_away() -> None:
     known = OpCost(3.0, compute_s=3.0, origin=Origin.FITTED, error_frac=0.1)
+    # three quarters are measured: 3 s with 10% and 1 s with the assumed 50%
     result = estimate(_program(_compute("a", 9.0), _compute("b", 1.0)), _known(a=known))
-    assert result.error_frac is None
+    assert result.error_frac == pytest.approx((3.0 * 0.1 + 1.0 * 0.5) / 4.0)
     assert result.origin is Origin.ASSUMPTION
-    # less than a hundredth does not matter
-    small = estimate(_program(_compute("a", 9.0), _compute("b", 0.001)), _known(a=known))
-    assert small.error_frac == pytest.approx(0.1, rel=1e-3)
+    # three of seven seconds are not enough
+    assert estimate(_program(_compute("a", 9.0), _compute("b", 4.0)), _known(a=known)).error_frac is None
 
 
 @pytest.mark.parametrize("parallel", [ParallelSpec(), ParallelSpec(dp_size=4, ep_size=4), ParallelSpec(tp_size=4)])
