@@ -53,6 +53,19 @@ def run(
 
 
 @app.command()
+def serve(
+    scenario: Annotated[str, typer.Argument(help="A shipped serve scenario's name or a YAML file.")],
+    requests: Annotated[Path | None, typer.Option(help="Requests (JSONL, CSV, Parquet) instead of the scenario's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; reports/serve-<scenario> by default.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Overrides the scenario's seed.")] = None,
+) -> None:
+    """Serve requests over time: queues, batches, TTFT, TPOT, goodput."""
+    from moesim.cli.serve import serve_command
+
+    serve_command(scenario, requests, out, seed)
+
+
+@app.command()
 def report(directory: Annotated[Path, typer.Argument(help="A folder that `moesim run` wrote.")]) -> None:
     """Render a run's report again, without simulating."""
     from moesim.cli.run import report_command

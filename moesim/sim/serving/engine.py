@@ -1,0 +1,350 @@
+"""One engine: passes one after another, scheduled one ahead where the policy overlaps; stretches of equal decodes in one jump.
+
+A jump plans passes until the first sequence finishes or blocks run out. If a request arrives in between and could start, the
+jump is cut at the pass that would have been the first to see it, so that the outcome is that of single steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from moesim.sim.serving.cost import Chunk, RankWork, StepCost
+from moesim.sim.serving.metrics import Recorder
+from moesim.sim.serving.policies import Policy
+from moesim.sim.serving.rank import Plan, Rank
+from moesim.sim.serving.requests import Sequence
+
+__all__ = ["Engine", "Overheads"]
+
+Floats = NDArray[np.float64]
+MAX_JUMP = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Overheads:
+    """Host time that operator times leave out.
+
+    `pass_s` is the gap between two passes on the device; `host_s` what the host needs to schedule and launch a pass, hidden
+    behind the pass before where scheduling is asynchronous; `prefill_s` is added to passes with prefill; `sequence_s` per
+    sequence in a pass; `request_s` from submission until the engine knows a request; `first_pass_s` is added to the very
+    first pass of an engine (lazy initialisation).
+    """
+
+    pass_s: float = 0.0
+    host_s: float = 0.0
+    prefill_s: float = 0.0
+    sequence_s: float = 0.0
+    request_s: float = 0.0
+    first_pass_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Passes under way: one, or a run of equal decodes whose end is still open."""
+
+    ends: Floats
+    start_s: float
+    decided_s: float
+    previous_s: float
+    n_decode: int
+    n_prefill: int
+    first_pass: int
+    firsts: list[tuple[int, Sequence]] = field(default_factory=list)
+    finishers: list[tuple[int, Sequence]] = field(default_factory=list)
+
+    @property
+    def end_s(self) -> float:
+        """When the last of its passes ends."""
+        return float(self.ends[-1])
+
+    @property
+    def matters(self) -> bool:
+        """Whether its end changes what can be scheduled."""
+        return bool(self.firsts or self.finishers)
+
+
+class Engine:
+    """Ranks that step together; `on_first` is called when a prompt is done, `on_finished` when a sequence is."""
+
+    def __init__(
+        self, env: simpy.Environment, ranks: list[Rank], policy: Policy, cost: StepCost, overheads: Overheads,
+        recorder: Recorder, *, jump: bool = True, hand_over: bool = False, name: str = "engine",
+        on_finished: Callable[[Sequence, float], None] = lambda seq, now: None,
+    ) -> None:  # fmt: skip
+        self.env, self.ranks, self.policy, self.cost, self.overheads = env, ranks, policy, cost, overheads
+        self.recorder, self.max_jump, self.hand_over, self.name = recorder, MAX_JUMP if jump else 1, hand_over, name
+        self.on_finished = on_finished
+        self.inbox: deque[tuple[float, int, Sequence]] = deque()
+        self.inflight: deque[Batch] = deque()
+        self.open: Batch | None = None
+        self.signal: simpy.Event | None = None
+        self.last_end_s = 0.0
+        self.now = 0.0
+        self.n_passes = 0
+        self.n_inside = 0
+        self.process = env.process(self.serve())
+
+    @property
+    def n_unfinished(self) -> int:
+        """Requests here that are not done, for a router that looks at load."""
+        return self.n_inside
+
+    def submit(self, seq: Sequence, ready_s: float, rank: int | None = None) -> None:
+        """A request reaches the engine; called at simulated time `ready_s`."""
+        if rank is None:
+            rank = self._least_loaded() if len(self.ranks) > 1 else 0
+        self.n_inside += 1
+        self.inbox.append((ready_s, rank, seq))
+        if self.signal is not None and not self.signal.triggered:
+            self.signal.succeed(True)
+
+    def _least_loaded(self) -> int:
+        """The rank with the fewest requests, waiting ones counted four times, as vLLM's data-parallel client does."""
+        pending = [0] * len(self.ranks)
+        for _, rank, _ in self.inbox:
+            pending[rank] += 4
+        scores = [4 * len(r.waiting) + r.n_running + pending[i] for i, r in enumerate(self.ranks)]
+        return min(range(len(scores)), key=scores.__getitem__)
+
+    def serve(self) -> Generator[Any, Any, None]:
+        """Schedule as far ahead as the policy allows, then wait for what ends or arrives first."""
+        while True:
+            self._drain(self.now)
+            while self.open is None and len(self.inflight) < self.policy.depth:
+                batch = self._schedule()
+                if batch is None:
+                    break
+                self.inflight.append(batch)
+            if not self.inflight:
+                while not self.inbox:
+                    yield from self._wait(None)
+                self.now = max(self.now, self.inbox[0][0])
+                continue
+            if self.open is not None:
+                yield from self._ride(self.open)
+                continue
+            batch = self.inflight[0]
+            yield from self._until(batch.end_s)
+            self.now = batch.end_s
+            self._complete(self.inflight.popleft())
+
+    def _until(self, at_s: float) -> Generator[Any, Any, None]:
+        delay = at_s - self.env.now
+        if delay > 0.0:
+            yield self.env.timeout(delay)
+
+    def _wait(self, until_s: float | None) -> Generator[Any, Any, bool]:
+        """Until a time, or a request arrives (True). Does not look up for requests that are in the inbox already."""
+        if self.inbox and until_s is not None:
+            yield from self._until(until_s)
+            return False
+        signal = self.signal = self.env.event()
+        if until_s is not None:
+            delay = until_s - self.env.now
+            if delay <= 0.0:
+                self.signal = None
+                return False
+            _end_at(self.env.timeout(delay), signal)
+        arrived: bool = yield signal
+        self.signal = None
+        return arrived
+
+    def _ride(self, run: Batch) -> Generator[Any, Any, None]:
+        """Wait for the end of an open run, or until an arrival that can start cuts it."""
+        n = len(run.ends)
+        deadline_s = self._decision_s(run, n)
+        while True:
+            ahead = self.inflight[0] if self.inflight[0] is not run and self.inflight[0].matters else None
+            at_s, keep = deadline_s, n
+            if self.inbox:
+                keep = self._first_decision(run, self.inbox[0][0])
+                at_s = self._decision_s(run, keep)
+            if ahead is not None and ahead.end_s < at_s:
+                at_s, keep = ahead.end_s, 0
+            if (yield from self._wait(at_s)):
+                continue
+            if ahead is not None and ahead.end_s <= at_s:
+                self._complete(self.inflight.popleft())
+            if keep == n:
+                self._settle(run, n, deadline_s)
+                return
+            if keep:
+                self._drain(at_s)
+                if not all(self.policy.is_steady(rank) for rank in self.ranks):
+                    self._settle(run, keep, at_s)
+                    return
+
+    def _decision_s(self, run: Batch, n: int) -> float:
+        """When the pass after `n` of a run is scheduled."""
+        back = n - self.policy.depth
+        return float(run.ends[back]) if back >= 0 else run.previous_s
+
+    def _first_decision(self, run: Batch, ready_s: float) -> int:
+        """How many passes of a run are scheduled before a request that is ready at `ready_s` is seen."""
+        if self.policy.depth > 1 and run.previous_s >= ready_s:
+            return 1
+        return min(int(run.ends.searchsorted(ready_s)) + self.policy.depth, len(run.ends))
+
+    def _drain(self, now: float) -> None:
+        """Requests that are ready by `now` join their rank's queue."""
+        while self.inbox and self.inbox[0][0] <= now:
+            _, rank, seq = self.inbox.popleft()
+            if seq.queued_s < 0.0:
+                seq.queued_s = now
+            self.ranks[rank].waiting.append(seq)
+
+    def _schedule(self) -> Batch | None:
+        if self.max_jump > 1:
+            run = self._plan_run()
+            if run is not None:
+                return run
+        plans = [self.policy.plan(rank, self.now) for rank in self.ranks]
+        if not any(plan.has_work for plan in plans):
+            return None
+        works: list[RankWork] = []
+        firsts: list[tuple[int, Sequence]] = []
+        finishers: list[tuple[int, Sequence]] = []
+        for i, (rank, plan) in enumerate(zip(self.ranks, plans, strict=True)):
+            works.append(self._progress(i, rank, plan, firsts, finishers))
+        seconds = self._padded_s(self._pass_s(works), works)
+        if self.n_passes == 0:
+            seconds += self.overheads.first_pass_s
+        start_s = self._start_s()
+        n_decode, n_prefill = sum(w.n_decode for w in works), sum(w.n_prefill_tokens for w in works)
+        batch = Batch(np.asarray([start_s + seconds]), start_s, self.now, self.last_end_s, n_decode, n_prefill,
+                      self.n_passes, firsts, finishers)  # fmt: skip
+        self.n_passes += 1
+        self._note(batch, len(firsts))
+        self.last_end_s = batch.end_s
+        return batch
+
+    def _progress(
+        self, index: int, rank: Rank, plan: Plan, firsts: list[tuple[int, Sequence]], finishers: list[tuple[int, Sequence]]
+    ) -> RankWork:  # fmt: skip
+        """Count what a plan computes; sequences whose prompt it ends go on to decode, or leave."""
+        finishers += [(index, seq) for seq in plan.done]
+        chunks, n_ready = [], 0
+        for seq, n in plan.chunks:
+            chunks.append(Chunk(n, seq.computed))
+            seq.computed += n
+            if seq.computed < seq.target:
+                continue
+            n_ready += 1
+            rank.prefilling.remove(seq)
+            seq.generated += 1
+            firsts.append((index, seq))
+            if self.hand_over or seq.generated >= seq.request.output_tokens:
+                finishers.append((index, seq))
+                rank.leaving += 1
+            else:
+                rank.join(seq)
+        return RankWork(plan.n_decode, plan.context_sum, plan.context_max, tuple(chunks), plan.n_decode + n_ready)
+
+    def _plan_run(self) -> Batch | None:
+        """A run of decodes up to the first finish or shortage of blocks; None if something else can happen next."""
+        n_steps, n_decode = self.max_jump, 0
+        for rank in self.ranks:
+            if not self.policy.is_steady(rank):
+                return None
+            cohort = rank.cohort
+            if len(cohort):
+                n_decode += len(cohort)
+                n_steps = min(n_steps, cohort.next_finish)
+        if not n_decode:
+            return None
+        for rank in self.ranks:
+            n_steps = rank.cohort.steps_within(rank.pool.n_free, n_steps)
+        if n_steps < 2:
+            return None
+        cohorts = [rank.cohort for rank in self.ranks]
+        works = [RankWork(len(c), c.context_sum, c.context_max, (), len(c)) for c in cohorts]
+        seconds = self._padded_s(self.cost.decode_s(works, n_steps, cohorts[0].growth, self.n_passes), works)
+        start_s = self._start_s()
+        ends = np.cumsum(np.concatenate(([start_s], np.broadcast_to(seconds, (n_steps,)))))[1:]
+        run = Batch(ends, start_s, self.now, self.last_end_s if self.inflight else self.now, n_decode, 0, self.n_passes)
+        self.open = run
+        return run
+
+    def _pass_s(self, works: list[RankWork]) -> float:
+        if any(work.chunks for work in works):
+            return self.cost.pass_s(works, self.n_passes) + self.overheads.prefill_s
+        return float(self.cost.decode_s(works, 1, self.ranks[0].cohort.growth, self.n_passes)[0])
+
+    def _padded_s(self, seconds: Any, works: list[RankWork]) -> Any:
+        """Add what the host and the gap between passes cost."""
+        o = self.overheads
+        n = sum(work.n_decode + len(work.chunks) for work in works)
+        host_s = o.host_s + o.sequence_s * n
+        if self.policy.depth == 1:
+            return seconds + (host_s + o.pass_s)
+        return np.maximum(seconds, o.host_s) + (o.pass_s + o.sequence_s * n)
+
+    def _start_s(self) -> float:
+        """When the device can begin: after the pass before it, and not before the host has launched it."""
+        if self.policy.depth == 1:
+            return self.now
+        return max(self.last_end_s, self.now + self.overheads.host_s)
+
+    def _settle(self, run: Batch, n_steps: int, now: float) -> None:
+        """Fix how many passes of a run take place."""
+        run.ends = run.ends[:n_steps]
+        for i, rank in enumerate(self.ranks):
+            if not len(rank.cohort):
+                rank.cohort.step += n_steps
+                continue
+            rank.pool.take(rank.cohort.new_blocks(n_steps))
+            done = rank.cohort.advance(n_steps)
+            rank.leaving += len(done)
+            run.finishers += [(i, seq) for seq in done]
+        self.n_passes += n_steps
+        self._note(run, 0)
+        self.last_end_s, self.open, self.now = run.end_s, None, now
+        while self.inflight and self.inflight[0].end_s <= now:
+            self._complete(self.inflight.popleft())
+
+    def _note(self, batch: Batch, n_first: int) -> None:
+        running = sum(rank.n_running for rank in self.ranks)
+        held = max(rank.pool.occupancy for rank in self.ranks)
+        growth = self.ranks[0].cohort.growth
+        self.recorder.passes(
+            max(self.last_end_s, batch.decided_s),
+            batch.start_s,
+            batch.ends,
+            batch.n_decode * growth,
+            batch.n_prefill,
+            n_first,
+            running,
+            held,
+        )
+
+    def _complete(self, batch: Batch) -> None:
+        """Tokens of a finished batch are out; sequences that are done free what they hold."""
+        end_s = batch.end_s
+        for index, seq in batch.firsts:
+            if seq.first_s < 0.0:
+                seq.first_s = end_s
+            self.ranks[index].publish(seq)
+        for index, seq in batch.finishers:
+            rank = self.ranks[index]
+            rank.leaving -= 1
+            self.n_inside -= 1
+            seq.last_s = end_s
+            rank.free(seq)
+            self.on_finished(seq, end_s)
+
+
+def _end_at(timer: simpy.Event, signal: simpy.Event) -> None:
+    """Let a timer trigger a signal that nothing else has triggered."""
+
+    def fire(_: simpy.Event) -> None:
+        if not signal.triggered:
+            signal.succeed(False)
+
+    timer.callbacks.append(fire)

@@ -1,0 +1,233 @@
+"""Scheduler policies: who runs in the next pass. One small class each; the verbs that change state are `Rank`'s.
+
+What each assumes is in its docstring with its source; none of them looks into the future or at output lengths, except where the
+real one reserves memory for the longest output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moesim.sim.serving.rank import Plan, Rank
+
+__all__ = ["POLICIES", "Policy", "SglangPolicy", "StaticPolicy", "TrtllmPolicy", "VllmPolicy"]
+
+
+class Policy:
+    """Decides each pass of a rank. `depth` is how many passes may be scheduled and not yet finished."""
+
+    name = "base"
+    depth = 1
+
+    def __init__(self, *, overlapped: bool = True) -> None:
+        self.depth = 2 if overlapped else 1
+
+    def plan(self, rank: Rank, now: float) -> Plan:
+        """The next pass of a rank; changes its state as if the pass were under way."""
+        raise NotImplementedError
+
+    def is_blocked(self, rank: Rank) -> bool:
+        """True if the head of the queue cannot start before something running ends, however many decodes pass."""
+        if not rank.waiting:
+            return True
+        if rank.n_running >= rank.limits.max_num_seqs:
+            return True
+        return not self._fits_first(rank)
+
+    def is_steady(self, rank: Rank) -> bool:
+        """True if nothing but decodes of the same sequences can be scheduled until one finishes or a request arrives."""
+        if rank.prefilling:
+            return False
+        return not rank.waiting or (not rank.leaving and self.is_blocked(rank))
+
+    def _fits_first(self, rank: Rank) -> bool:
+        seq = rank.waiting[0]
+        n_hits = rank.reuse_prefix(seq)
+        cached = n_hits * seq.request.hash_tokens
+        n = min(seq.target - cached, rank.limits.max_num_batched_tokens)
+        hit = seq.request.prefix_hashes[:n_hits]
+        need = rank.pool.blocks_for(cached + n) - rank.pool.blocks_for(cached)
+        return need + rank.pool.n_idle_among(hit) <= rank.pool.n_free
+
+
+class VllmPolicy(Policy):
+    """vLLM V1: decodes first, then prompts already begun, then the queue in order, all within one token budget.
+
+    A prompt longer than what is left of the budget is cut (chunked prefill); blocks are taken as tokens are scheduled; when they
+    run out the sequence admitted last is recomputed later, and nothing new starts in that pass. With asynchronous scheduling the
+    next pass is scheduled while this one runs, and a sequence that is done keeps its slot until its last pass has ended.
+    Source: vLLM 0.19, vllm/v1/core/sched/scheduler.py and async_scheduler.py.
+    """
+
+    name = "vllm"
+
+    def plan(self, rank: Rank, now: float) -> Plan:
+        """See the class."""
+        plan = Plan()
+        n_before = rank.n_preempted
+        rank.decode(plan)
+        budget = rank.limits.max_num_batched_tokens - plan.n_decode * rank.tokens_per_decode
+        budget = self._continue(rank, plan, budget)
+        if rank.n_preempted == n_before:
+            self._start(rank, plan, budget, now)
+        return plan
+
+    def _continue(self, rank: Rank, plan: Plan, budget: int) -> int:
+        for seq in list(rank.prefilling):
+            if budget <= 0 or seq not in rank.prefilling:
+                break
+            n = min(budget, seq.target - seq.computed)
+            while not rank.reserve(seq, seq.computed + n):
+                rank.preempt()
+                if seq not in rank.prefilling:
+                    return budget
+            plan.chunks.append((seq, n))
+            budget -= n
+        return budget
+
+    def _start(self, rank: Rank, plan: Plan, budget: int, now: float) -> None:
+        limits = rank.limits
+        while rank.waiting and budget > 0 and rank.n_running < limits.max_num_seqs:
+            seq = rank.waiting[0]
+            if seq.prefilled_elsewhere:
+                if not rank.admit_decoding(seq, now):
+                    return
+                rank.waiting.popleft()
+                continue
+            n_hits = rank.reuse_prefix(seq)
+            left = seq.target - n_hits * seq.request.hash_tokens
+            if left > budget and not limits.chunked_prefill:
+                return
+            n = min(left, budget)
+            if not rank.admit(seq, n, n_hits, now):
+                return
+            rank.waiting.popleft()
+            plan.chunks.append((seq, n))
+            budget -= n
+
+
+class SglangPolicy(Policy):
+    """SGLang: prompts go first, in passes of their own; decodes run when no prompt can start.
+
+    A prompt is cut at the token budget (chunked_prefill_size) and goes on in the next pass. One starts only if, besides its own
+    tokens, `reserve_frac` of what the running sequences may still generate fits (new_token_ratio, 0.7 at first and lower after;
+    here its middle). When blocks run out the sequence admitted last is retracted. The radix cache is modelled as a prefix cache.
+    Source: SGLang, python/sglang/srt/managers/scheduler.py and schedule_policy.py; the constant ratio is an assumption.
+    """
+
+    name = "sglang"
+    reserve_frac = 0.4
+
+    def plan(self, rank: Rank, now: float) -> Plan:
+        """See the class."""
+        plan = Plan()
+        budget = rank.limits.max_num_batched_tokens
+        for seq in rank.prefilling:
+            n = min(budget, seq.target - seq.computed)
+            if n <= 0 or not rank.reserve(seq, seq.computed + n):
+                break
+            plan.chunks.append((seq, n))
+            budget -= n
+        while rank.waiting and budget > 0 and rank.n_running < rank.limits.max_num_seqs and self._fits_first(rank):
+            seq = rank.waiting[0]
+            if seq.prefilled_elsewhere:
+                if not rank.admit_decoding(seq, now):
+                    break
+                rank.waiting.popleft()
+                continue
+            n_hits = rank.reuse_prefix(seq)
+            n = min(seq.target - n_hits * seq.request.hash_tokens, budget)
+            if not rank.admit(seq, n, n_hits, now):
+                break
+            rank.waiting.popleft()
+            plan.chunks.append((seq, n))
+            budget -= n
+        if not plan.chunks:
+            rank.decode(plan)
+        return plan
+
+    def _fits_first(self, rank: Rank) -> bool:
+        seq = rank.waiting[0]
+        still = sum(max(0, s.finish_step - rank.cohort.step) for s in rank.cohort.members.values())
+        own = seq.target + self.reserve_frac * (seq.request.output_tokens - seq.generated)
+        need = rank.pool.blocks_for(int(own + self.reserve_frac * still))
+        return need <= rank.pool.n_free
+
+
+class TrtllmPolicy(VllmPolicy):
+    """TensorRT-LLM in-flight batching: as vLLM's pass, but a sequence starts only when blocks for its longest output are free.
+
+    Nothing is ever evicted (capacity policy GUARANTEED_NO_EVICT, the default); a prompt runs whole unless context chunking is on.
+    Source: TensorRT-LLM documentation, "Useful runtime flags": capacity scheduler policy, max_num_tokens.
+    """
+
+    name = "trtllm"
+
+    def _start(self, rank: Rank, plan: Plan, budget: int, now: float) -> None:
+        limits = rank.limits
+        while rank.waiting and budget > 0 and rank.n_running < limits.max_num_seqs:
+            seq = rank.waiting[0]
+            if seq.prefilled_elsewhere:
+                if not rank.admit_decoding(seq, now):
+                    return
+                rank.waiting.popleft()
+                continue
+            n_hits = rank.reuse_prefix(seq)
+            left = seq.target - n_hits * seq.request.hash_tokens
+            if left > budget and not (limits.chunked_prefill or left > limits.max_num_batched_tokens):
+                return
+            n = min(left, budget)
+            if not rank.admit(seq, n, n_hits, now, room_for=seq.final_context):
+                return
+            rank.waiting.popleft()
+            plan.chunks.append((seq, n))
+            budget -= n
+
+    def _fits_first(self, rank: Rank) -> bool:
+        seq = rank.waiting[0]
+        return rank.pool.blocks_for(seq.final_context) <= rank.pool.n_free
+
+
+class StaticPolicy(Policy):
+    """Static batching: a batch is filled, prefilled, and decoded until its last sequence is done; only then the next one starts.
+
+    The baseline that continuous batching is compared with (Yu et al., Orca, OSDI 2022, section 2). Finished sequences leave their
+    row empty; the batch does not wait to be full.
+    """
+
+    name = "static"
+
+    def __init__(self, *, overlapped: bool = True) -> None:
+        super().__init__(overlapped=False)
+
+    def plan(self, rank: Rank, now: float) -> Plan:
+        """See the class."""
+        plan = Plan()
+        if rank.waiting and not rank.n_running:
+            self._fill(rank, now)
+        budget = rank.limits.max_num_batched_tokens
+        for seq in rank.prefilling:
+            n = min(budget, seq.target - seq.computed)
+            if n <= 0:
+                break
+            plan.chunks.append((seq, n))
+            budget -= n
+        if not plan.chunks:
+            rank.decode(plan)
+        return plan
+
+    def _fill(self, rank: Rank, now: float) -> None:
+        while rank.waiting and rank.n_running < rank.limits.max_num_seqs:
+            seq = rank.waiting[0]
+            if not rank.admit(seq, seq.target, 0, now, room_for=seq.final_context):
+                return
+            rank.waiting.popleft()
+
+    def is_blocked(self, rank: Rank) -> bool:
+        """Nothing starts while a batch runs."""
+        return not rank.waiting or rank.n_running > 0
+
+
+POLICIES: dict[str, Callable[..., Policy]] = {
+    policy.name: policy for policy in (VllmPolicy, SglangPolicy, TrtllmPolicy, StaticPolicy)
+}

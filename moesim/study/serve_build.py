@@ -1,0 +1,272 @@
+"""From a serve scenario to engines: costs, KV blocks, policies, replicas, pools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+
+from moesim.cost import CostModel
+from moesim.cost.measured_links import SimpleLink, link_of
+from moesim.errors import InputError
+from moesim.memory import check_memory
+from moesim.memory.count import Serving, kv_bytes_per_sequence
+from moesim.sim.serving.cluster import Cluster, RouterKind, Transfer
+from moesim.sim.serving.cost import PassCost
+from moesim.sim.serving.engine import Engine, Overheads
+from moesim.sim.serving.kv import BlockPool
+from moesim.sim.serving.metrics import Recorder
+from moesim.sim.serving.policies import POLICIES
+from moesim.sim.serving.rank import Limits, Rank, Speculation
+from moesim.specs.catalog import load_hardware
+from moesim.specs.hardware import Hardware
+from moesim.specs.model import ModelSpec
+from moesim.specs.parallel import ParallelSpec
+from moesim.specs.scenario import SystemKind
+from moesim.specs.serving import ServeScenarioSpec
+from moesim.study.calibrated import calibration_for
+from moesim.study.instance import Instance, build_instance
+from moesim.study.operator_tables import find_tables, read_tables
+from moesim.study.resolve import resolve_model
+from moesim.study.serve_cost import CostLimits, analytic_cost, table_cost
+
+__all__ = ["FITTED_OVERHEADS", "Deployment", "Pool", "build_deployment"]
+
+#: Fitted on the vLLM 0.19 log of Llama-3.1-8B on an RTX PRO 6000 and checked on that of Qwen3-32B (docs/serving.md); `host_s` is
+#: an assumption that matters only where passes are shorter or scheduling is not asynchronous.
+FITTED_OVERHEADS = Overheads(
+    pass_s=0.3e-3, host_s=1.5e-3, prefill_s=2e-3, sequence_s=0.0, request_s=1.2e-3, first_pass_s=0.08
+)
+#: Contexts that lookups reach where the model names no limit.
+LONGEST_CONTEXT = 131072
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Engines alike: how many, their split, cost and KV blocks per attention-DP rank."""
+
+    n: int
+    parallel: ParallelSpec
+    cost: PassCost
+    kv_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Everything that stays the same from seed to seed."""
+
+    scenario: ServeScenarioSpec
+    hardware: Hardware
+    model: ModelSpec
+    limits: Limits
+    overheads: Overheads
+    main: Pool
+    decode: Pool | None
+    transfer: Transfer | None
+    cost_source: str
+    routing: str | None
+
+    @property
+    def n_devices(self) -> int:
+        """Devices in use."""
+        pools = [self.main] + ([self.decode] if self.decode else [])
+        return sum(pool.n * pool.parallel.n_ranks for pool in pools)
+
+    @property
+    def label(self) -> str:
+        """Short text such as ``2 x TP2`` or ``prefill 1 x TP2, decode 3 x TP1``."""
+        main = f"{self.main.n} x {self.main.parallel.label}"
+        if self.decode is None:
+            return main
+        return f"prefill {main}, decode {self.decode.n} x {self.decode.parallel.label}"
+
+    def cluster(
+        self, recorder: Recorder, rng: np.random.Generator, *, jump: bool = True
+    ) -> tuple[simpy.Environment, Cluster]:
+        """Fresh engines on a fresh clock."""
+        serving = self.scenario.serving
+        env = simpy.Environment()
+        router = RouterKind(serving.router.value)
+        cluster = Cluster(env, recorder, router, self.overheads.request_s, self.limits.max_model_len)
+        finish = cluster.prefilled if self.decode is not None else cluster.finished
+        for i in range(self.main.n):
+            cluster.engines.append(
+                self._engine(env, self.main, recorder, finish(i), rng, jump, hand_over=self.decode is not None)
+            )
+        if self.decode is not None:
+            for i in range(self.decode.n):
+                cluster.decoders.append(self._engine(env, self.decode, recorder, cluster.finished(i), rng, jump))
+            cluster.transfer, cluster.link_free_s = self.transfer, [0.0] * self.main.n
+        return env, cluster
+
+    def _engine(
+        self, env: simpy.Environment, pool: Pool, recorder: Recorder, done: Callable[..., None], rng: np.random.Generator,
+        jump: bool, *, hand_over: bool = False,
+    ) -> Engine:  # fmt: skip
+        s = self.scenario.serving
+        spec = s.speculation
+        speculation = Speculation(spec.n_draft_tokens, spec.acceptance_frac) if spec is not None else None
+        ranks = [
+            Rank(BlockPool(pool.kv_blocks, s.scheduler.block_size, caching=s.scheduler.prefix_caching), self.limits, speculation,
+                 rng.spawn(1)[0])
+            for _ in range(pool.parallel.dp_size)
+        ]  # fmt: skip
+        policy = POLICIES[s.scheduler.policy.value](overlapped=s.scheduler.asynchronous)
+        return Engine(
+            env, ranks, policy, pool.cost, self.overheads, recorder, jump=jump, hand_over=hand_over, on_finished=done
+        )
+
+
+def build_deployment(scenario: ServeScenarioSpec, seed: int) -> Deployment:
+    """Costs, memory and limits of a scenario.
+
+    Raises:
+        InputError: anything that does not fit together, with the field.
+    """
+    serving, spec = scenario.serving, scenario.system
+    hardware = load_hardware(scenario.hardware, scenario.n_devices)
+    model = resolve_model(spec)
+    _check(scenario, model)
+    longest = model.max_position_embeddings
+    max_len = serving.scheduler.max_model_len
+    if max_len is not None and longest is not None and max_len > longest:
+        raise InputError("is beyond the model's context", field="serving.scheduler.max_model_len", value=max_len,
+                         allowed=f"up to {longest}")  # fmt: skip
+    limits = Limits(serving.scheduler.max_num_seqs, serving.scheduler.max_num_batched_tokens, max_len or longest,
+                    serving.scheduler.chunked_prefill)  # fmt: skip
+    build = _Builder(scenario, hardware, model, limits, seed)
+    split = serving.disaggregation
+    if split is None:
+        main, decode, transfer = build.pool(serving.replicas, spec.parallel), None, None
+    else:
+        main = build.pool(split.n_prefill, split.prefill_parallel or spec.parallel)
+        decode = build.pool(split.n_decode, split.decode_parallel or spec.parallel)
+        transfer = build.transfer()
+    o = serving.overheads.model_dump()
+    fitted = FITTED_OVERHEADS
+    overheads = Overheads(**{name: getattr(fitted, name) if value is None else value for name, value in o.items()})
+    deployment = Deployment(
+        scenario, hardware, model, limits, overheads, main, decode, transfer, build.source, build.routing
+    )
+    if deployment.n_devices > hardware.n_devices:
+        raise InputError(
+            f"{deployment.label} needs {deployment.n_devices} devices", field="n_devices", value=hardware.n_devices,
+            hint="use larger hardware, fewer replicas or a smaller split",
+        )  # fmt: skip
+    return deployment
+
+
+def _check(scenario: ServeScenarioSpec, model: ModelSpec) -> None:
+    kind = scenario.system.kind
+    if kind is SystemKind.ENSEMBLE:
+        raise InputError("serves one model", field="system.kind", value=kind.value, allowed="dense or moe")
+    if (kind is SystemKind.MOE) != model.is_moe:
+        has = "has experts" if model.is_moe else "is dense"
+        raise InputError(
+            f"{has}, but the system's kind is {kind.value!r}", field="system.model", value=scenario.system.model
+        )
+    split = scenario.serving.disaggregation
+    for parallel in (scenario.system.parallel, *((split.prefill_parallel, split.decode_parallel) if split else ())):
+        if parallel is not None and (parallel.pp_size > 1 or parallel.cp_size > 1):
+            raise InputError("is not modelled by serve", field="system.parallel", value=parallel.label,
+                             allowed="tp_size, dp_size, ep_size")  # fmt: skip
+
+
+class _Builder:
+    """Pools of one scenario; equal splits share their cost."""
+
+    def __init__(
+        self, scenario: ServeScenarioSpec, hardware: Hardware, model: ModelSpec, limits: Limits, seed: int
+    ) -> None:
+        self.scenario, self.hardware, self.model, self.limits, self.seed = scenario, hardware, model, limits, seed
+        self.made: dict[ParallelSpec, tuple[PassCost, int]] = {}
+        self.source = ""
+        self.routing: str | None = None
+
+    def pool(self, n: int, parallel: ParallelSpec) -> Pool:
+        """`n` engines with a split."""
+        if parallel.n_ranks > self.hardware.n_devices:
+            raise InputError(
+                f"{parallel.label} needs {parallel.n_ranks} devices", field="system.parallel", value=self.hardware.n_devices,
+                hint="use larger hardware or a smaller split",
+            )  # fmt: skip
+        if parallel not in self.made:
+            instance = self._instance(parallel)
+            self.made[parallel] = (self._cost(instance), self._kv_blocks(parallel))
+        return Pool(n, parallel, *self.made[parallel])
+
+    def _instance(self, parallel: ParallelSpec) -> Instance:
+        spec = self.scenario.system
+        used = self.hardware.with_n_devices(parallel.n_ranks)
+        calibration = None
+        if self.scenario.operator_tables is None:
+            calibration = calibration_for(self.scenario.calibration, self.hardware.device.name)
+        instance = build_instance(
+            self.model, parallel, self.hardware, spec.routing, cost=CostModel.of(used, calibration), overlap=spec.overlap,
+            rng=np.random.default_rng([self.seed, 3]),
+        )  # fmt: skip
+        if instance.routed is not None:
+            self.routing = next(iter(instance.routed.routers.values())).source
+        self.source = calibration.name if calibration is not None else "default efficiencies (assumption)"
+        return instance
+
+    def _cost(self, instance: Instance) -> PassCost:
+        serving, scheduler = self.scenario.serving, self.scenario.serving.scheduler
+        spec = serving.speculation
+        limits = CostLimits(
+            max_tokens=scheduler.max_num_batched_tokens, max_seqs=scheduler.max_num_seqs, graph_tokens=scheduler.graph_tokens,
+            max_context=min(self.limits.max_model_len or LONGEST_CONTEXT, LONGEST_CONTEXT),
+            tokens_per_decode=1 + (spec.n_draft_tokens if spec else 0), draft_cost_frac=spec.draft_cost_frac if spec else 0.0,
+            seed=self.seed,
+        )  # fmt: skip
+        if self.scenario.operator_tables is None:
+            return analytic_cost(instance, limits)
+        names = tuple(n for n in (self.model.hf_id, self.model.name, self.scenario.system.model) if n)
+        tables = read_tables(find_tables(self.scenario.operator_tables, names, instance.parallel.tp_size))
+        link = link_of(self.hardware)
+        if serving.link is not None:
+            link = SimpleLink(serving.link.bandwidth, serving.link.latency_s, "the scenario")
+        self.source = tables.source + (f"; links: {link.source}" if instance.parallel.n_ranks > 1 else "")
+        return table_cost(tables, self.model, instance.parallel, link, instance.routed, limits)
+
+    def _kv_blocks(self, parallel: ParallelSpec) -> int:
+        serving, scheduler = self.scenario.serving, self.scenario.serving.scheduler
+        if scheduler.kv_blocks is not None:
+            return scheduler.kv_blocks
+        context = float(min(self.limits.max_model_len or 8192, 8192))
+        per_token = kv_bytes_per_sequence(self.model, parallel, context) / context
+        capacity = self.hardware.device.memory_bytes * scheduler.memory_frac
+        report = check_memory(
+            self.model,
+            parallel,
+            Serving(float(parallel.dp_size), context, float(scheduler.max_num_batched_tokens)),
+            capacity,
+        )
+        free = capacity - report.memory.without_kv if serving.kv_cache_bytes is None else serving.kv_cache_bytes
+        n_blocks = int(free / (per_token * scheduler.block_size)) if per_token > 0 else 10**9
+        if n_blocks < 1:
+            raise InputError(
+                f"{self.model.name} leaves no memory for a KV cache: {report.sentence}", field="system.parallel",
+                value=parallel.label, hint="use more devices per instance or a narrower weight_dtype",
+            )  # fmt: skip
+        return n_blocks
+
+    def transfer(self) -> Transfer:
+        """KV from prefill to decode engines: all layers' bytes of a token, over the fabric."""
+        split = self.scenario.serving.disaggregation
+        hardware = self.hardware
+        link = hardware.scale_out if hardware.n_devices > hardware.scale_up_domain_size else hardware.scale_up
+        rate = split.bandwidth if split is not None else None
+        latency = split.latency_s if split is not None else None
+        if rate is None:
+            if link is None:
+                raise InputError(
+                    "no link between prefill and decode is known", field="serving.disaggregation.bandwidth"
+                )
+            rate = link.bytes_per_s * 0.85
+        if latency is None:
+            latency = link.latency_s if link is not None else 0.0
+        per_token = kv_bytes_per_sequence(self.model, ParallelSpec(), 4096.0) / 4096.0
+        return Transfer(per_token, rate, latency)

@@ -1,0 +1,159 @@
+"""Files of a serve run: ``requests.csv``, ``timeseries.csv`` and ``results.json``, each moved into place when whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from moesim.errors import InputError
+from moesim.sim.serving.metrics import Recorder
+from moesim.sim.serving.summary import queue_lengths
+from moesim.study.serve import ServeRun
+from moesim.study.serve_results import ServeResult
+
+__all__ = ["REQUEST_COLUMNS", "SERIES_COLUMNS", "request_rows", "series_rows", "write_serve"]
+
+REQUEST_COLUMNS = (
+    "request_id", "arrival_s", "input_tokens", "output_tokens", "ttft_s", "tpot_s", "e2e_s", "queue_s", "outcome",
+    "first_token_s", "finish_s", "queued_s", "cached_tokens", "n_preempted", "replica",
+)  # fmt: skip
+SERIES_COLUMNS = (
+    "t_s", "output_tokens_per_s", "prompt_tokens_per_s", "finished", "running", "waiting", "kv_frac", "n_passes", "busy_s",
+    "decode_s", "prefill_s", "mean_decode_batch", "experts_hit", "rank_imbalance",
+)  # fmt: skip
+
+
+def write_serve(run: ServeRun, out_dir: Path) -> list[Path]:
+    """Write the files of a run, ``results.json`` last.
+
+    Raises:
+        InputError: `out_dir` is a file or cannot be written.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError("is a file where a directory is meant", file=str(out_dir))
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        return [
+            _replace(out_dir / "requests.csv", lambda f: _table(f, REQUEST_COLUMNS, request_rows(run.recorder))),
+            _replace(out_dir / "timeseries.csv", lambda f: _table(f, SERIES_COLUMNS, series_rows(run))),
+            _replace(out_dir / "summary.md", lambda f: _write(f, summary_text(run.result))),
+            _replace(out_dir / "results.json", lambda f: _write(f, results_json(run.result))),
+        ]
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror or error}", file=str(out_dir)) from error
+
+
+def results_json(result: ServeResult) -> str:
+    """The record as JSON with sorted keys."""
+    return (
+        json.dumps(result.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+
+
+def request_rows(recorder: Recorder) -> Iterator[tuple[str, ...]]:
+    """One row per request in the order in which they ended; times empty where there is none."""
+    t, c = recorder.times, recorder.counts
+    for i, name in enumerate(recorder.ids):
+        yield (
+            name, _s(t["arrival_s"][i]), str(c["input_tokens"][i]), str(c["output_tokens"][i]), _s(t["ttft_s"][i]),
+            _s(t["tpot_s"][i]), _s(t["e2e_s"][i]), _s(t["queue_s"][i]), recorder.outcomes[i].value, _s(t["first_token_s"][i]),
+            _s(t["finish_s"][i]), _s(t["queued_s"][i]), str(c["cached_tokens"][i]), str(c["n_preempted"][i]),
+            str(c["replica"][i]),
+        )  # fmt: skip
+
+
+def series_rows(run: ServeRun) -> Iterator[tuple[str, ...]]:
+    """One row per time bin; `running` and `kv_frac` are means while passes ran, `waiting` is counted in its middle."""
+    bins, deployment = run.recorder.bins, run.deployment
+    rows, width = bins.rows(), bins.width_s
+    waiting = queue_lengths(run.recorder, (np.arange(bins.n_used) + 0.5) * width)
+    draws = (deployment.decode or deployment.main).cost.draws
+    for i in range(bins.n_used):
+        at = {name: float(values[i]) for name, values in rows.items()}
+        busy = max(at["busy_s"], 1e-12)
+        batch = max(0.0, at["output_tokens"] / at["n_passes"]) if at["n_passes"] else 0.0
+        load = draws.load(max(1.0, round(batch))) if draws is not None and at["n_passes"] else (math.nan, math.nan)
+        yield (
+            _s((i + 1) * width), _s(at["output_tokens"] / width), _s(at["prompt_tokens"] / width), str(int(at["finished"])),
+            _s(at["running_s"] / busy), str(int(waiting[i])), _s(at["kv_s"] / busy), str(int(at["n_passes"])),
+            _s(at["busy_s"]), _s(at["decode_s"]), _s(at["prefill_s"]), _s(batch), _s(load[0]), _s(load[1]),
+        )  # fmt: skip
+
+
+def summary_text(r: ServeResult) -> str:
+    """The run in a page of Markdown."""
+    plural = "s" if r.n_devices > 1 else ""
+    lines = [f"# {r.scenario.title}", "", f"- {r.stability}"]
+    lines += [f"- {note}" for note in r.notes if note != r.stability]
+    lines += [
+        f"- {r.deployment} on {r.n_devices} device{plural} ({r.scenario.hardware}); times from {r.cost_source}",
+        f"- {r.submitted} requests submitted = {r.finished} finished + {r.rejected} rejected + {r.in_flight} in flight",
+        "", "| | mean | p50 | p90 | p95 | p99 |", "|---|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for name, label in (
+        ("ttft_s", "TTFT"),
+        ("tpot_s", "TPOT"),
+        ("itl_s", "ITL"),
+        ("e2e_s", "end to end"),
+        ("queue_s", "queue"),
+    ):
+        d = getattr(r, name)
+        cells = (d.mean, d.p50, d.p90, d.p95, d.p99)
+        lines.append(f"| {label} (ms) | " + " | ".join("-" if v is None else f"{v * 1e3:.1f}" for v in cells) + " |")
+    rows = [
+        ("requests/s", f"{r.requests_per_s:.3g}"), ("output tokens/s", f"{r.output_tokens_per_s:.4g}"),
+        ("output tokens/s per device", f"{r.output_tokens_per_s_per_device:.4g}"),
+        ("goodput, requests/s", f"{r.goodput_requests_per_s:.3g}"),
+        ("good requests", _or_dash(r.good_frac, ".1%")),
+        ("mean running / waiting", f"{r.mean_running:.1f} / {r.mean_waiting:.1f}"),
+        ("mean decode batch", f"{r.mean_decode_batch:.1f}"), ("peak KV use", f"{r.peak_kv_frac:.1%} of {r.kv_blocks} blocks"),
+        ("preemptions", str(r.preemptions)), ("prompt tokens found cached", _or_dash(r.prefix_hit_frac, ".1%")),
+        ("experts hit per layer and decode pass", _or_dash(r.experts_hit, ".1f")),
+        ("USD per million output tokens", _or_dash(r.usd_per_million_output_tokens, ".3g")),
+        ("J per request", _or_dash(r.energy_j_per_request, ".4g")),
+    ]  # fmt: skip
+    lines += ["", "| | |", "|---|---:|", *(f"| {k} | {v} |" for k, v in rows)]
+    for name, interval in r.intervals.items():
+        if interval.half_width is not None:
+            lines.append(f"| {name} over seeds | {interval.mean:.4g} ± {interval.half_width:.2g} |")
+    return "\n".join(lines) + "\n"
+
+
+def _or_dash(value: float | None, shape: str) -> str:
+    return "-" if value is None else format(value, shape)
+
+
+def _replace(path: Path, write: Callable[[TextIO], None]) -> Path:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    staged = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+            write(stream)
+        staged.chmod(0o644)
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _table(stream: TextIO, columns: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(text)
+
+
+def _s(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.9g}"
