@@ -80,7 +80,7 @@ def path_copies(
     """Copies that cross domains on the tokens' paths; a token goes to a domain once per layer.
 
     FIXED: out to every domain of its experts but its own, and back from each. MOVING: out to every domain of its experts but the
-    one it is in; results meet in the domain with most of its experts (ties: the one it is in, then the lowest), and it stays there.
+    one it is in; results meet in the domain with most of its experts (ties: the one it is in, then the lowest), and it stays.
 
     Args:
         experts: [T, L, K].
@@ -153,7 +153,9 @@ def locality_placement(
     for sweep in range(n_sweeps):
         before = domain.copy()
         for layer in range(n_layers) if sweep % 2 == 0 else range(n_layers - 1, -1, -1):
-            domain[layer] = improved(domain[layer], _pull(across, domain, layer, n_domains), inside[layer], n_domains)
+            # the first pass follows the layer before only: those after have not been placed yet
+            pull = _pull(across, domain, layer, n_domains, looks_ahead=sweep > 0)
+            domain[layer] = improved(domain[layer], pull, inside[layer], n_domains)
         if (before == domain).all():
             break
     plain = contiguous(n_experts, n_ranks)
@@ -182,15 +184,17 @@ def _loads(experts: NDArray[Any], n_experts: int) -> NDArray[np.float64]:
     return np.bincount(flat.ravel(), minlength=n_layers * n_experts).reshape(n_layers, n_experts).astype(np.float64)
 
 
-def _pull(across: Floats | None, domain: Ints, layer: int, n_domains: int) -> NDArray[np.float64]:
-    """Co-activation of each expert with each domain of the layers before and after: [E, D]."""
+def _pull(
+    across: Floats | None, domain: Ints, layer: int, n_domains: int, *, looks_ahead: bool = True
+) -> NDArray[np.float64]:
+    """Co-activation of each expert with each domain of the layer before (and after): [E, D]."""
     n_layers, n_experts = domain.shape
     pull = np.zeros((n_experts, n_domains))
     if across is None:
         return pull
     if layer > 0:
         pull += across[layer - 1].T @ np.eye(n_domains, dtype=np.float32)[domain[layer - 1]]
-    if layer + 1 < n_layers:
+    if looks_ahead and layer + 1 < n_layers:
         pull += across[layer] @ np.eye(n_domains, dtype=np.float32)[domain[layer + 1]]
     return pull
 

@@ -56,9 +56,7 @@ def _swapped(domain: Ints, pull: Floats, inside: NDArray[Any], n_domains: int) -
     return domain
 
 
-def evened(
-    domain: Ints, pull: Floats, inside: NDArray[Any], load: Floats, n_domains: int, tolerance: float
-) -> Ints:
+def evened(domain: Ints, pull: Floats, inside: NDArray[Any], load: Floats, n_domains: int, tolerance: float) -> Ints:
     """Exchanges with the fullest domain, at the least co-activation lost per load shed, until it is within the tolerance.
 
     Each exchange lowers the larger of the two domains' loads; where none does, the layer stays as uneven as it is.

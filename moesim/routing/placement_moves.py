@@ -6,6 +6,7 @@ Letters: L layers, E experts, R ranks, d ranks of a scale-up domain.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +94,7 @@ def moves_between(old: Placement, new: Placement, domain_size: int | None = None
     """
     if (old.n_ranks, old.n_experts) != (new.n_ranks, new.n_experts):
         raise ParallelError("placements of different ranks or experts", field="routing.placement",
-                            value=f"{old.n_ranks} and {new.n_ranks} ranks, {old.n_experts} and {new.n_experts} experts")  # fmt: skip
+                            value=f"R {old.n_ranks} and {new.n_ranks}, E {old.n_experts} and {new.n_experts}")  # fmt: skip
     d = check_domain(domain_size, new.n_ranks)
     before, after = np.broadcast_arrays(old.held(), new.held())
     arriving = after & ~before
@@ -138,10 +139,10 @@ def _renamed(slots: Ints, after: NDArray[np.bool_], before: NDArray[np.bool_], d
     from scipy.optimize import linear_sum_assignment
 
     n_domains = len(slots) // d
-    sets = [x.reshape(len(x), n_domains, d).any(axis=2).astype(np.float32) for x in (after, before)]
-    shared = after.T.astype(np.float32) @ before.astype(np.float32)
+    to, of = (x.reshape(len(x), n_domains, d).any(axis=2).astype(np.float32) for x in (after, before))
+    shared: NDArray[Any] = np.matmul(after.T.astype(np.float32), before.astype(np.float32))
     renamed = np.empty_like(slots)
-    for a, b in zip(*linear_sum_assignment(sets[0].T @ sets[1], maximize=True), strict=True):
+    for a, b in zip(*linear_sum_assignment(np.matmul(to.T, of), maximize=True), strict=True):
         rows, columns = linear_sum_assignment(shared[a * d : (a + 1) * d, b * d : (b + 1) * d], maximize=True)
         renamed[b * d + columns] = slots[a * d + rows]
     return renamed

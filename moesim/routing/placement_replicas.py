@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import InputError, ParallelError
+from moesim.errors import InputError
 from moesim.routing.placement import Placement, check_domain
 
 __all__ = ["DispatchCopies", "ReplicaRule", "choose_slots", "dispatch_copies", "home_ranks", "slot_counts"]
@@ -56,7 +56,11 @@ def home_ranks(n_tokens: int, n_ranks: int) -> Ints:
 
 
 def choose_slots(
-    experts: NDArray[Any], placement: Placement, rule: ReplicaRule, source_rank: NDArray[Any], domain_size: int | None = None
+    experts: NDArray[Any],
+    placement: Placement,
+    rule: ReplicaRule,
+    source_rank: NDArray[Any],
+    domain_size: int | None = None,
 ) -> NDArray[np.int32]:
     """The slot that serves each choice: [T, L, K]; each holds the chosen expert.
 
@@ -73,12 +77,18 @@ def choose_slots(
     """
     chosen, source = np.asarray(experts, dtype=np.int64), np.asarray(source_rank, dtype=np.int64)
     if chosen.ndim != 3 or source.shape != chosen.shape[:1]:
-        raise InputError("needs experts [tokens, layers, k] and one source rank per token", field="experts", value=chosen.shape)
+        raise InputError(
+            "needs experts [tokens, layers, k] and one source rank per token", field="experts", value=chosen.shape
+        )
     if source.size and not 0 <= source.min() <= source.max() < placement.n_ranks:
-        raise InputError("out of range", field="source_rank", value=int(source.max()), allowed=f"0..{placement.n_ranks - 1}")
+        raise InputError(
+            "out of range", field="source_rank", value=int(source.max()), allowed=f"0..{placement.n_ranks - 1}"
+        )
     rows = len(placement.slots)
     if rows not in (1, chosen.shape[1]):
-        raise InputError("placement is of another number of layers", field="placement", value=rows, allowed=f"1 or {chosen.shape[1]}")
+        raise InputError(
+            "placement is of another number of layers", field="placement", value=rows, allowed=f"1 or {chosen.shape[1]}"
+        )
     d = check_domain(domain_size, placement.n_ranks)
     out = np.empty(chosen.shape, np.int32)
     for layer in range(chosen.shape[1]):
@@ -127,7 +137,10 @@ def _in_turn(chosen: Ints, slots: Ints, placement: Placement, source: Ints, d: i
     order = np.argsort(slots, kind="stable")
     rank = placement.slot_rank[order]
     here = np.arange(n_ranks)[:, None]
-    distance = (rank[None, :] != here).astype(np.int8) + (rank[None, :] // d != here // d) if near else np.zeros((n_ranks, len(order)), np.int8)
+    distance = np.zeros((n_ranks, len(order)), np.int8)
+    if near:
+        distance += rank[None, :] != here
+        distance += rank[None, :] // d != here // d
     expert = slots[order]
     starts = np.searchsorted(expert, np.arange(n_experts))
     nearest = np.minimum.reduceat(distance, starts, axis=1)
@@ -168,7 +181,7 @@ def _level_quotas(counts: Ints, slots: Ints, placement: Placement) -> Floats:
     copies = np.bincount(slots, minlength=placement.n_experts)
     quota = (counts / copies)[slots]
     rank = placement.slot_rank
-    load = np.bincount(rank, quota, minlength=placement.n_ranks)
+    load = np.bincount(rank, quota, minlength=placement.n_ranks).astype(np.float64)
     several = np.flatnonzero((copies > 1) & (counts > 0))
     held = [np.flatnonzero(slots == e) for e in several]
     for _ in range(N_SWEEPS):
@@ -199,4 +212,5 @@ def _whole_quotas(quota: Floats, expert: Ints, counts: Ints) -> Ints:
     upto[last] = counts[expert[last]]
     before = np.zeros_like(upto)
     before[1:] = np.where(expert[1:] == expert[:-1], upto[:-1], 0)
-    return np.maximum(upto - before, 0)
+    whole: Ints = np.maximum(upto - before, 0)
+    return whole

@@ -107,7 +107,8 @@ class SkewStudy:
 
 
 def price_of_skew(
-    model: ModelSpec, hardware: str | Hardware, *, skews: Sequence[Skew], ep_sizes: Sequence[int], redundant: Sequence[int] = (0,),
+    model: ModelSpec, hardware: str | Hardware, *, skews: Sequence[Skew], ep_sizes: Sequence[int],
+    redundant: Sequence[int] = (0,),
     placements: Sequence[PlacementKind] = (PlacementKind.CONTIGUOUS, PlacementKind.EPLB_GLOBAL),
     phase: Phase = Phase.DECODE, batch_per_rank: int = 128, context: int = 4096, cached: int = 0,
     family: RouterFamily = RouterFamily.LOGNORMAL, engine: Engine = Engine.ANALYTIC, n_draws: int = 1, overlap: bool = False,
@@ -160,7 +161,8 @@ def price_of_skew(
     return SkewStudy(
         tuple(points), model.name, hardware if isinstance(hardware, str) else hardware.name, phase.value, engine.value,
         known.name if known else "default efficiencies (assumption)",
-        ("balancing knows the router's true probabilities", "perfect balance: every slot gets the same tokens, same slots, same engine",
+        ("balancing knows the router's true probabilities",
+         "perfect balance: every slot gets the same tokens, same slots, same engine",
          f"numeric skews: {family.value} popularity (assumption)"),
     )  # fmt: skip
 
@@ -231,7 +233,8 @@ def only_moe_block(model: ModelSpec) -> MoeFfn:
 
 
 def _point(
-    instance: Instance, kind: PlacementKind, skew: Skew, step: Pass, longest: int, engine: Engine, n_draws: int, rng: np.random.Generator,
+    instance: Instance, kind: PlacementKind, skew: Skew, step: Pass, longest: int, engine: Engine, n_draws: int,
+    rng: np.random.Generator,
 ) -> SkewPoint:  # fmt: skip
     times, ratios = [], []
     for _ in range(n_draws if engine is Engine.FLOW else 1):
