@@ -158,7 +158,8 @@ class ExchangeShape:
 
     `message_bytes` is one token's row, `token_bytes` the rows of the rank's own tokens, `n_experts` the layer's experts. In low
     latency mode a row travels per assignment, straight to its rank; in normal mode (`is_low_latency` False) once per rank, and
-    across domains in two hops.
+    across domains in two hops. `pairs` are bytes by layer and pair of ranks, [L, R, R] through scale-up ports and through NICs,
+    for simulations that ask.
     """
 
     n_ranks: int
@@ -171,6 +172,7 @@ class ExchangeShape:
     token_bytes: Num = 0.0
     n_experts: Num = 1.0
     is_low_latency: bool = True
+    pairs: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,8 @@ class Program:
     """One forward pass as one rank of each pipeline stage sees it.
 
     `n_tokens` is the new tokens of the whole instance (all attention-DP ranks), `n_sequences` its sequences; `pp_size` stages
-    share the segments' layers in order.
+    share the segments' layers in order. With `micro_batches` the layers are run by these programs, interleaved, instead: halves of
+    the pass, or a forward and another program as in DualPipe.
     """
 
     phase: Phase
@@ -246,6 +249,7 @@ class Program:
     pp_size: int = 1
     stage_sends: tuple[Op, ...] = ()
     overlap: bool = False
+    micro_batches: tuple[Program, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def ops(self) -> Iterator[tuple[Segment, Op]]:

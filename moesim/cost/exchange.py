@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +10,12 @@ import numpy as np
 from moesim.cost import fabric
 from moesim.cost.network import Network
 from moesim.cost.result import OpCost
-from moesim.ops import ExchangeShape, Num, Op, OpKind, maximum
+from moesim.ops import EXCHANGES, ExchangeShape, Num, Op, OpKind, maximum
 from moesim.specs.base import Origin
 from moesim.specs.fabric import Mode
+from moesim.specs.hardware import DeviceSpec
 
-__all__ = ["PortTimes", "exchange_cost", "lent_units", "port_times"]
+__all__ = ["PortTimes", "exchange_cost", "lent_ratio", "lent_units", "port_times"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,16 @@ def lent_units(op: Op, network: Network) -> int:
     if not isinstance(shape, ExchangeShape) or shape.is_low_latency or network.fabric is None:
         return 0
     return network.fabric.n_sms
+
+
+def lent_ratio(ops: Iterable[Op], network: Network, device: DeviceSpec) -> float:
+    """How much longer kernels take that share the device with the exchanges among `ops`: n / (n - lent) compute units.
+
+    Assumes: the partition is fixed for the whole segment, as in DeepSeek's and SGLang's prefill, and time goes as 1 / units.
+    """
+    units = device.n_compute_units
+    lent = max((lent_units(op, network) for op in ops if op.kind in EXCHANGES), default=0)
+    return units / (units - lent) if units is not None and lent < units else 1.0
 
 
 def _origin(shape: ExchangeShape, network: Network) -> Origin:

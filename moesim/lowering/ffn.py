@@ -5,13 +5,18 @@ Letters: t tokens on the rank, D hidden size, F width, E experts, K experts per 
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moesim.lowering.common import Context, collective, elementwise, gemm
 from moesim.lowering.load import MoeLoad
 from moesim.ops import ExchangeShape, MoeShape, Num, Op, OpKind, Phase, Work
 from moesim.specs.dtypes import ELEMENT_BYTES, Dtype, Storage
 from moesim.specs.model import DenseFfn, MoeFfn
 
-__all__ = ["lower_dense", "lower_moe"]
+__all__ = ["exchange", "lower_dense", "lower_moe"]
+
+Array = NDArray[np.float64]
 
 
 def lower_dense(ctx: Context, ffn: DenseFfn) -> list[Op]:
@@ -145,9 +150,16 @@ def exchange(ctx: Context, name: str, kind: OpKind, load: MoeLoad) -> Op:
     n = ctx.parallel.n_stage_ranks
     shape = ExchangeShape(
         n, out, into, nic_out, nic_in, float(n - 1), per_copy, _own_tokens(ctx, True) * per_copy, load.n_experts,
-        is_low_latency=ctx.step.phase is Phase.DECODE,
+        is_low_latency=ctx.step.phase is Phase.DECODE, pairs=_pair_bytes(load, per_copy, kind),
     )  # fmt: skip
     return Op(name, kind, Work(0.0, out + nic_out, into + nic_in), shape, ctx.activation, "communication")
+
+
+def _pair_bytes(load: MoeLoad, per_copy: float, kind: OpKind) -> tuple[Array, Array] | None:
+    if load.pair_copies is None:
+        return None
+    up, nic = (copies * per_copy for copies in load.pair_copies)
+    return (up.transpose(0, 2, 1), nic.transpose(0, 2, 1)) if kind is OpKind.COMBINE else (up, nic)
 
 
 def _gather(ctx: Context, name: str, kind: OpKind, n_ranks: int) -> Op:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.lowering.numbers import at_least, at_most, ceil, chance_hit, clip_one, larger, normal_max, sqrt
+from moesim.lowering.pairs import pair_copies
 from moesim.lowering.traffic import ExpertLayout, drawn_copies, expected_copies
 from moesim.ops import Num
 from moesim.routing import Placement
@@ -28,7 +29,7 @@ class MoeLoad:
     """What reached each rank, per MoE layer: shape [..., L, R], or [..., L, 1] for the expected bottleneck.
 
     `n_experts`, `n_slots` (replicas counted) and `top_k` are what was routed over; `*_copies` are token vectors that leave or
-    enter a rank through scale-up ports and NICs.
+    enter a rank through scale-up ports and NICs; `pair_copies` the same by pair, [L, R, R] from row to column.
     """
 
     n_experts: Num
@@ -43,6 +44,7 @@ class MoeLoad:
     nic_out_copies: Num
     nic_in_copies: Num
     counts: NDArray[np.int64] | None = None
+    pair_copies: tuple[FloatArray, FloatArray] | None = None
 
 
 def tile_rows(mean_tokens: Num) -> Num:
@@ -56,8 +58,9 @@ def tile_rows(mean_tokens: Num) -> Num:
 
 
 def drawn_load(
-    counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout, top_k: int
-) -> MoeLoad:
+    counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout, top_k: int, *,
+    pairs: bool = False,
+) -> MoeLoad:  # fmt: skip
     """Load of every rank from sampled counts.
 
     Args:
@@ -66,6 +69,7 @@ def drawn_load(
         placement: slots of experts on expert ranks; replicas share an expert's load evenly.
         layout: ranks and domains.
         top_k: K.
+        pairs: also keep the copies of every pair of ranks.
     """
     per_expert = counts.sum(axis=1)
     slot_tokens = placement.slot_loads(per_expert)
@@ -84,7 +88,7 @@ def drawn_load(
         n_experts_hit=np.repeat(hit, spread, axis=1),
         max_expert_tokens=np.repeat(by_rank.max(axis=2), spread, axis=1),
         up_out_copies=traffic[0], up_in_copies=traffic[1], nic_out_copies=traffic[2], nic_in_copies=traffic[3],
-        counts=per_expert,
+        counts=per_expert, pair_copies=pair_copies(counts, tokens_per_rank, placement, layout) if pairs else None,
     )  # fmt: skip
 
 

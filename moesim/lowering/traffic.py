@@ -16,9 +16,11 @@ from moesim.lowering.numbers import at_least, at_most
 from moesim.ops import Num
 from moesim.routing import Placement
 
-__all__ = ["ExpertLayout", "drawn_copies", "expected_copies"]
+__all__ = ["ExpertLayout", "distinct_copies", "drawn_copies", "expected_copies", "slot_share"]
 
 FloatArray = NDArray[np.float64]
+#: Elements of the largest array [layers, R, R] that copies are counted with; more layers are taken in blocks.
+MAX_PAIRS = 2**23
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +63,58 @@ def drawn_copies(
     if layout.tokens_are_everywhere or layout.n_ranks == 1:
         zero = np.zeros((counts.shape[0], layout.n_ranks))
         return zero, zero, zero, zero
+    block = max(1, MAX_PAIRS // layout.n_ranks**2)
+    found = [
+        _copies_of(counts[i : i + block], tokens_per_rank, _layers_of(placement, i, block), layout)
+        for i in range(0, len(counts), block)
+    ]
+    up_out, up_in, nic_out, nic_in = (np.concatenate([four[k] for four in found]) for k in range(4))
+    return up_out, up_in, nic_out, nic_in
+
+
+def _layers_of(placement: Placement, first: int, n: int) -> Placement:
+    if len(placement.slots) == 1:
+        return placement
+    return Placement(placement.slots[first : first + n].copy(), placement.n_ranks, placement.n_experts)
+
+
+def slot_share(placement: Placement, layout: ExpertLayout) -> NDArray[np.float32]:
+    """Part of each expert's assignments that each device rank gets a copy of, [L or 1, E, R]."""
     share = placement.share_on_rank().astype(np.float32)
-    if layout.etp_size > 1:
-        share = np.repeat(share, layout.etp_size, axis=2)
-    if not layout.dedup:
-        return _direct(counts, share, layout)
+    return np.repeat(share, layout.etp_size, axis=2) if layout.etp_size > 1 else share
+
+
+def distinct_copies(
+    counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Distinct tokens from each rank to each rank, [L, R, R], and to each domain, [L, R, D] (None if there is one)."""
     n_ranks, domain = layout.n_ranks, min(layout.domain_size, layout.n_ranks)
-    to_rank = np.matmul(counts.astype(np.float32), share)
+    to_rank = np.matmul(counts.astype(np.float32), slot_share(placement, layout))
     tokens = np.maximum(tokens_per_rank, 1e-9).astype(np.float32)[None, :, None]
     top_k = float(counts[0].sum()) / max(float(np.sum(tokens_per_rank)), 1e-9)
     copies = _distinct(to_rank, tokens, placement.n_slots, top_k, placement.n_slots / layout.ep_size, layout)
+    if n_ranks == domain:
+        return copies, None
+    slices_there = min(layout.etp_size, domain)
+    to_domain = to_rank.reshape(counts.shape[0], n_ranks, n_ranks // domain, domain).sum(axis=3) / slices_there
+    n_there = placement.n_slots / layout.ep_size * domain / slices_there
+    return copies, _distinct(to_domain, tokens, placement.n_slots, top_k, n_there, layout)
+
+
+def _copies_of(
+    counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    if not layout.dedup:
+        return _direct(counts, slot_share(placement, layout), layout)
+    n_ranks, domain = layout.n_ranks, min(layout.domain_size, layout.n_ranks)
+    copies, crossing = distinct_copies(counts, tokens_per_rank, placement, layout)
     blocks = copies.reshape(counts.shape[0], n_ranks // domain, domain, n_ranks // domain, domain)
     inside = np.einsum("lpqpr->lpqr", blocks) * ~np.eye(domain, dtype=bool)
     up_out = inside.sum(axis=3).reshape(-1, n_ranks).astype(float)
     up_in = inside.sum(axis=2).reshape(-1, n_ranks).astype(float)
-    if n_ranks == domain:
+    if crossing is None:
         zero = np.zeros_like(up_out)
         return up_out, up_in, zero, zero
-    slices_there = min(layout.etp_size, domain)
-    to_domain = to_rank.reshape(counts.shape[0], n_ranks, n_ranks // domain, domain).sum(axis=3) / slices_there
-    n_there = placement.n_slots / layout.ep_size * domain / slices_there
-    crossing = _distinct(to_domain, tokens, placement.n_slots, top_k, n_there, layout)
     nic_out, nic_in, fwd_out, fwd_in = _two_hop(blocks, crossing, n_ranks, domain)
     return up_out + fwd_out, up_in + fwd_in, nic_out, nic_in
 

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from moesim.sim.flow import FlowResult, simulate
+from moesim.sim.options import FlowOptions, Granularity
 
-__all__ = ["FlowResult", "simulate"]
+__all__ = ["FlowOptions", "FlowResult", "Granularity", "simulate"]

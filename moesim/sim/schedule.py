@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.cost import CostModel
 from moesim.cost.collectives import port_times
-from moesim.ops import EXCHANGES, Lane, Num, Op, Program, Segment
+from moesim.cost.exchange import lent_ratio
+from moesim.errors import InputError
+from moesim.ops import EXCHANGES, ElementwiseShape, ExchangeShape, Lane, Num, Op, Program, Segment
+from moesim.sim.options import FlowOptions, Granularity
+from moesim.sim.pairs import PairTimes
 
-__all__ = ["Compute", "Exchange", "Meeting", "Step", "schedule"]
+__all__ = ["Compute", "Exchange", "Meeting", "Parts", "Step", "schedule", "split_schedule"]
 
 Row = list[float]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,8 @@ class Meeting:
 class Exchange:
     """A dispatch or combine: each rank's ports are busy for `out_s` and `in_s`; the last byte lands `latency_s` later.
 
-    `hidden` are compute operators that run beside it; `out_bytes` and `in_bytes` are for the books.
+    `hidden` are compute operators that run beside it; `out_bytes` and `in_bytes` are for the books; `pairs` gives port times by
+    pair of ranks where the granularity asks for them.
     """
 
     layer: int
@@ -49,46 +56,116 @@ class Exchange:
     hidden: tuple[tuple[str, Row], ...]
     out_bytes: float
     in_bytes: float
+    pairs: PairTimes | None = None
 
 
 Step = Compute | Meeting | Exchange
 
 
-def schedule(program: Program, model: CostModel) -> list[Step]:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Steps before, inside and after the layers; of each micro-batch inside."""
+
+    before: list[Step]
+    batches: tuple[list[Step], ...]
+    after: list[Step]
+
+
+def schedule(program: Program, model: CostModel, options: FlowOptions | None = None) -> list[Step]:
     """Every step of the pass in order: embedding, layers by index, head."""
-    before = [s for s in program.segments if not s.layers and s.name == "embedding"]
-    after = [s for s in program.segments if not s.layers and s.name != "embedding"]
-    layered = sorted((index, row, s) for s in program.segments for row, index in enumerate(s.layers))
-    tables = {id(s): _Table(s, program, model) for s in program.segments}
-    steps: list[Step] = []
-    for segment in before:
-        steps += tables[id(segment)].steps(-1, 0)
-    for index, row, segment in layered:
-        steps += tables[id(segment)].steps(index, row)
-    for segment in after:
-        steps += tables[id(segment)].steps(-1, 0)
-    return steps
+    parts = split_schedule(replace(program, micro_batches=()), model, options)
+    return [*parts.before, *parts.batches[0], *parts.after]
+
+
+def split_schedule(program: Program, model: CostModel, options: FlowOptions | None = None) -> Parts:
+    """The steps of the pass; those of its micro-batches inside the layers where it has any."""
+    used = options or FlowOptions()
+    _check(used, program)
+    before, inside, after = _steps(program, model, used, whole=not program.micro_batches)
+    batches = tuple(_steps(part, model, used, lends=True)[1] for part in program.micro_batches)
+    return Parts(before, batches or (inside,), after)
+
+
+def _steps(
+    program: Program, model: CostModel, options: FlowOptions, *, whole: bool = True, lends: bool = False
+) -> tuple[list[Step], list[Step], list[Step]]:
+    first = [s for s in program.segments if not s.layers and s.name == "embedding"]
+    last = [s for s in program.segments if not s.layers and s.name != "embedding"]
+    layered = sorted((index, row, s) for s in program.segments for row, index in enumerate(s.layers)) if whole else []
+    used = [*first, *last, *(s for s in program.segments if whole and s.layers)]
+    tables = {id(s): _Table(s, program, model, options, lends) for s in used}
+    return (
+        [step for s in first for step in tables[id(s)].steps(-1, 0)],
+        [step for index, row, s in layered for step in tables[id(s)].steps(index, row)],
+        [step for s in last for step in tables[id(s)].steps(-1, 0)],
+    )
+
+
+def _check(options: FlowOptions, program: Program) -> None:
+    for name in ("slow_ranks", "slow_links"):
+        for rank in getattr(options, name):
+            if rank >= program.n_ranks:
+                allowed = f"0..{program.n_ranks - 1}"
+                raise InputError("no such rank in the pass", field=name, value=rank, allowed=allowed)
 
 
 class _Table:
     """Durations of one segment's operators for each of its layers and ranks."""
 
-    def __init__(self, segment: Segment, program: Program, model: CostModel) -> None:
+    def __init__(self, segment: Segment, program: Program, model: CostModel, options: FlowOptions, lends: bool) -> None:
         self.ops = segment.ops
         self.n_ranks = program.n_ranks
         self.shape = (segment.n_repeat, program.n_ranks)
         self.overlap = program.overlap
-        self.seconds = [self._full(model.cost(op).time_s) for op in segment.ops]
+        self.options = options
+        self.slow = _factors(options.slow_ranks, program.n_ranks)
+        self.slow_port = _factors(options.slow_links, program.n_ranks)
+        self.ratio = lent_ratio(segment.ops, model.network, model.hardware.device) if lends else 1.0
+        self.seconds = [self._seconds(op, model) for op in segment.ops]
         self.ports = {i: self._ports(op, model) for i, op in enumerate(segment.ops) if op.kind in EXCHANGES}
+        self.pairs: dict[int, list[PairTimes]] = {}
+        if options.granularity is not Granularity.RANK:
+            self.pairs = {i: self._pairs(i, op, model) for i, op in enumerate(segment.ops) if op.kind in EXCHANGES}
 
-    def _full(self, x: Num) -> NDArray[np.float64]:
+    def _full(self, x: Num) -> Floats:
         return np.broadcast_to(np.asarray(x, dtype=float), self.shape)
 
-    def _ports(self, op: Op, model: CostModel) -> tuple[NDArray[np.float64], ...]:
+    def _seconds(self, op: Op, model: CostModel) -> Floats:
+        seconds = self._full(model.cost(op).time_s)
+        if op.lane is not Lane.COMPUTE:
+            return seconds * self.slow_port if self.options.slow_links else seconds
+        if self.ratio != 1.0:
+            seconds = seconds * self.ratio
+        if self.options.launch_s:
+            n_kernels = op.shape.n_kernels if isinstance(op.shape, ElementwiseShape) else 1
+            seconds = np.maximum(seconds, self.options.launch_s * n_kernels)
+        return seconds * self.slow if self.options.slow_ranks else seconds
+
+    def _ports(self, op: Op, model: CostModel) -> tuple[Floats, ...]:
         times = port_times(op, model.network)
         scale = self._full(model.cost(op).time_s) / np.maximum(self._full(times.total_s), 1e-30)
         out_s, in_s, latency_s = (self._full(x) * scale for x in (times.out_s, times.in_s, times.latency_s))
+        if self.options.slow_links:
+            out_s, in_s = out_s * self.slow_port, in_s * self.slow_port
         return out_s, in_s, latency_s, self._full(op.work.read_bytes), self._full(op.work.write_bytes)
+
+    def _pairs(self, i: int, op: Op, model: CostModel) -> list[PairTimes]:
+        shape = op.shape
+        if not isinstance(shape, ExchangeShape) or shape.pairs is None:
+            raise InputError(
+                "needs the bytes of every pair of ranks", field="granularity", value=self.options.granularity.value,
+                hint="lower the pass from drawn counts with pairs=True",
+            )  # fmt: skip
+        out_s, in_s = self.ports[i][0], self.ports[i][1]
+        up, nic = shape.pairs
+        n_chunks = self.options.n_chunks if self.options.granularity is Granularity.CHUNK else 1
+        network = model.network
+        return [
+            PairTimes.of(
+                up[row], nic[row], out_s[row], in_s[row], network.up_bytes_per_s, network.nic_bytes_per_s, n_chunks
+            )
+            for row in range(self.shape[0])
+        ]
 
     def steps(self, layer: int, row: int) -> list[Step]:
         hidden_under = {op.hidden_under for op in self.ops if op.hidden_under} if self.overlap else set()
@@ -109,7 +186,7 @@ class _Table:
                 out_s, in_s, latency_s, sent, received = (x[row] for x in self.ports[i])
                 steps.append(
                     Exchange(layer, op.name, out_s.tolist(), in_s.tolist(), latency_s.tolist(), hidden,
-                             float(sent.sum()), float(received.sum()))
+                             float(sent.sum()), float(received.sum()), self.pairs[i][row] if self.pairs else None)
                 )  # fmt: skip
             else:
                 steps.append(Meeting(layer, op.name, seconds))
@@ -123,5 +200,14 @@ class _Table:
         )
 
 
+def _factors(slow: Mapping[int, float], n_ranks: int) -> Floats:
+    factors = np.ones(n_ranks)
+    for rank, factor in slow.items():
+        factors[rank] = factor
+    return factors
+
+
 def _compute(layer: int, parts: list[tuple[str, Row]]) -> Compute:
+    if len(parts) == 1:
+        return Compute(layer, parts[0][1], tuple(parts))
     return Compute(layer, [sum(values) for values in zip(*(row for _, row in parts), strict=True)], tuple(parts))
