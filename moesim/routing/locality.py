@@ -27,7 +27,7 @@ __all__ = ["PathCopies", "TokenHome", "coactivation", "locality_placement", "pat
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 N_SWEEPS = 3
-N_TOLERANCES = 4
+N_TOLERANCES = 3
 
 
 class TokenHome(StrEnum):
@@ -126,7 +126,7 @@ def locality_placement(
     Layer after layer, with its neighbours held fixed, experts are assigned to domains for the most co-activation kept inside
     (an optimal assignment of the linear part, then Kernighan-Lin swaps with pairs of the same layer counted), until nothing
     improves; swaps then bring each domain's load within `load_tolerance` of the mean where that is possible. If paths then cross
-    more borders on the sample than with experts in order, the tolerance is tripled; after three times, experts in order are kept.
+    more borders on the sample than with experts in order, the tolerance is tripled; after two times, experts in order are kept.
 
     Args:
         experts: sample of paths, [T, L, K].

@@ -185,8 +185,9 @@ def replica_study(
         points.append(
             ReplicaPoint(
                 rule=rule.value, rank_imbalance_ratio=float(max_over_mean(loads).mean()),
-                own_rank=copies.own_rank.sum() / per, in_domain=copies.in_domain.sum() / per,
-                cross_domain=copies.cross_domain.sum() / per, cross_assignments=copies.cross_assignments.sum() / per,
+                own_rank=float(copies.own_rank.sum()) / per, in_domain=float(copies.in_domain.sum()) / per,
+                cross_domain=float(copies.cross_domain.sum()) / per,
+                cross_assignments=float(copies.cross_assignments.sum()) / per,
             )
         )  # fmt: skip
     return tuple(points)
@@ -212,7 +213,7 @@ def locality_study(
     for home in TokenHome:
         placements = {"contiguous": contiguous(n_experts, n_ranks), "eplb": eplb_global(load, n_ranks, n_experts)}
         for tolerance in load_tolerances:
-            name = "locality" if tolerance > 100 else f"locality, domains within {tolerance:.0%}"
+            name = "locality" if tolerance > 100 else f"locality, load tolerance {tolerance:.0%}"
             placements[name] = locality_placement(
                 seen, n_experts, n_ranks, domain_size, home=home, load_tolerance=tolerance
             )
