@@ -108,20 +108,21 @@ class AttentionTable:
         i, wi = _place(self.q, q)
         j, wj = _place(self.p, p)
         k, wk = _place(self.n, n)
-        cell = self.mixed[i : i + 2, j : j + 2, k : k + 2, :]
-        cell = cell[0] * (1.0 - wi) + cell[1] * wi
-        cell = cell[0] * (1.0 - wj) + cell[1] * wj
-        row: Floats = cell[0] * (1.0 - wk) + cell[1] * wk
+        cell = self.mixed[i : i + 2, j : j + 2, k : k + 2, :].reshape(8, -1)
+        low, high = (1.0 - wi) * (1.0 - wj), (1.0 - wi) * wj
+        low_q, high_q = wi * (1.0 - wj), wi * wj
+        rest = 1.0 - wk
+        weights = (low * rest, low * wk, high * rest, high * wk, low_q * rest, low_q * wk, high_q * rest, high_q * wk)
+        row: Floats = np.dot(weights, cell)
         return row
 
 
 def at_contexts(axis: Floats, row: Floats, contexts: Floats) -> Floats:
-    """A row over contexts read at `contexts`; above the axis the last slope goes on."""
+    """A row over contexts read at `contexts`, which grow; above the axis the last slope goes on."""
     values = np.interp(contexts, axis, row)
-    over = contexts - axis[-1]
-    if over.max(initial=0.0) > 0.0:
+    if contexts[-1] > axis[-1]:
         slope = (row[-1] - row[-2]) / (axis[-1] - axis[-2])
-        values = values + np.maximum(over, 0.0) * slope
+        values = values + np.maximum(contexts - axis[-1], 0.0) * slope
     return np.asarray(values)
 
 

@@ -70,10 +70,14 @@ def _ordered(path: Path, rows: Iterator[Row], read: Callable[[int, Mapping[str, 
             raise InputError("arrives before the request above it", file=str(path), line=line, field="arrival_s",
                              value=request.arrival_s, hint="sort the file by arrival")  # fmt: skip
         last = at
-        yield Request(request.request_id, at, request.input_tokens, request.output_tokens, request.prefix_hashes,
-                      request.hash_tokens, request.domain)  # fmt: skip
+        yield request if first == 0.0 else _at(request, at)
     if first is None:
         raise InputError("holds no requests", file=str(path))
+
+
+def _at(request: Request, arrival_s: float) -> Request:
+    return Request(request.request_id, arrival_s, request.input_tokens, request.output_tokens, request.prefix_hashes,
+                   request.hash_tokens, request.domain)  # fmt: skip
 
 
 def _guess(path: Path) -> RequestFormat:
@@ -144,8 +148,7 @@ def _azure(number: int, row: Mapping[str, Any]) -> Request:
     """The Azure LLM inference trace of 2023 (Patel et al., Splitwise, ISCA 2024)."""
     text = str(_named(row, "TIMESTAMP"))
     try:
-        whole, _, fraction = text.partition(".")
-        at = datetime.fromisoformat(whole + "+00:00").timestamp() + (float(f"0.{fraction}") if fraction else 0.0)
+        at = datetime.fromisoformat(text + "+00:00").timestamp()
     except ValueError:
         raise InputError("is not a time", field="TIMESTAMP", value=text) from None
     return Request(str(number), at, _count(_named(row, "ContextTokens"), "ContextTokens"),

@@ -127,7 +127,7 @@ def simulate_requests(
     serving = deployment.scenario.serving
     streams = np.random.default_rng(seed).spawn(3)
     recorder = Recorder()
-    env, cluster = deployment.cluster(recorder, streams[1], jump=jump)
+    cluster = deployment.cluster(recorder, streams[1], jump=jump)
     stream = _counted(_requests(serving, folder, streams[0]), _expected_number(serving), tell)
     arrivals = serving.arrivals
     if arrivals is not None and arrivals.kind is ArrivalKind.CLOSED_LOOP:
@@ -136,7 +136,7 @@ def simulate_requests(
         cluster.feed(stream)
     interrupted = False
     try:
-        env.run()
+        cluster.run()
     except KeyboardInterrupt:
         interrupted = True
     cluster.close()

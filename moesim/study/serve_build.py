@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import simpy
 
 from moesim.cost import CostModel
 from moesim.cost.measured_links import SimpleLink, link_of
@@ -37,7 +36,7 @@ __all__ = ["FITTED_OVERHEADS", "Deployment", "Pool", "build_deployment"]
 #: Fitted on the vLLM 0.19 log of Llama-3.1-8B on an RTX PRO 6000 and checked on that of Qwen3-32B (docs/serving.md); `host_s` is
 #: an assumption that matters only where passes are shorter or scheduling is not asynchronous.
 FITTED_OVERHEADS = Overheads(
-    pass_s=0.3e-3, host_s=1.5e-3, prefill_s=2e-3, sequence_s=0.0, request_s=1.2e-3, first_pass_s=0.08
+    pass_s=0.9e-3, host_s=1.5e-3, prefill_s=0.0, sequence_s=0.0, request_s=1.2e-3, first_pass_s=0.08
 )
 #: Contexts that lookups reach where the model names no limit.
 LONGEST_CONTEXT = 131072
@@ -82,27 +81,24 @@ class Deployment:
             return main
         return f"prefill {main}, decode {self.decode.n} x {self.decode.parallel.label}"
 
-    def cluster(
-        self, recorder: Recorder, rng: np.random.Generator, *, jump: bool = True
-    ) -> tuple[simpy.Environment, Cluster]:
+    def cluster(self, recorder: Recorder, rng: np.random.Generator, *, jump: bool = True) -> Cluster:
         """Fresh engines on a fresh clock."""
         serving = self.scenario.serving
-        env = simpy.Environment()
         router = RouterKind(serving.router.value)
-        cluster = Cluster(env, recorder, router, self.overheads.request_s, self.limits.max_model_len)
+        cluster = Cluster(recorder, router, self.overheads.request_s, self.limits.max_model_len)
         finish = cluster.prefilled if self.decode is not None else cluster.finished
         for i in range(self.main.n):
             cluster.engines.append(
-                self._engine(env, self.main, recorder, finish(i), rng, jump, hand_over=self.decode is not None)
+                self._engine(cluster, self.main, recorder, finish(i), rng, jump, hand_over=self.decode is not None)
             )
         if self.decode is not None:
             for i in range(self.decode.n):
-                cluster.decoders.append(self._engine(env, self.decode, recorder, cluster.finished(i), rng, jump))
+                cluster.decoders.append(self._engine(cluster, self.decode, recorder, cluster.finished(i), rng, jump))
             cluster.transfer, cluster.link_free_s = self.transfer, [0.0] * self.main.n
-        return env, cluster
+        return cluster
 
     def _engine(
-        self, env: simpy.Environment, pool: Pool, recorder: Recorder, done: Callable[..., None], rng: np.random.Generator,
+        self, cluster: Cluster, pool: Pool, recorder: Recorder, done: Callable[..., None], rng: np.random.Generator,
         jump: bool, *, hand_over: bool = False,
     ) -> Engine:  # fmt: skip
         s = self.scenario.serving
@@ -115,7 +111,15 @@ class Deployment:
         ]  # fmt: skip
         policy = POLICIES[s.scheduler.policy.value](overlapped=s.scheduler.asynchronous)
         return Engine(
-            env, ranks, policy, pool.cost, self.overheads, recorder, jump=jump, hand_over=hand_over, on_finished=done
+            cluster.env,
+            ranks,
+            policy,
+            pool.cost,
+            self.overheads,
+            recorder,
+            jump=jump,
+            hand_over=hand_over,
+            on_finished=done,
         )
 
 

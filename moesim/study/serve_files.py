@@ -74,7 +74,7 @@ def series_rows(run: ServeRun) -> Iterator[tuple[str, ...]]:
     """One row per time bin; `running` and `kv_frac` are means while passes ran, `waiting` is counted in its middle."""
     bins, deployment = run.recorder.bins, run.deployment
     rows, width = bins.rows(), bins.width_s
-    waiting = queue_lengths(run.recorder, (np.arange(bins.n_used) + 0.5) * width)
+    waiting = queue_lengths(run.recorder, np.asarray((np.arange(bins.n_used) + 0.5) * width))
     draws = (deployment.decode or deployment.main).cost.draws
     for i in range(bins.n_used):
         at = {name: float(values[i]) for name, values in rows.items()}

@@ -14,7 +14,7 @@ from moesim.sim.serving.engine import Engine
 from moesim.sim.serving.metrics import Recorder
 from moesim.sim.serving.requests import Outcome, Request, Sequence
 
-__all__ = ["Cluster", "RouterKind", "Transfer", "Usage"]
+__all__ = ["Cluster", "RouterKind", "Transfer"]
 
 
 class RouterKind(StrEnum):
@@ -37,15 +37,6 @@ class Transfer:
         return self.latency_s + tokens * self.bytes_per_token / self.bytes_per_s
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a run says about itself while it goes on."""
-
-    now_s: float
-    submitted: int
-    finished: int
-
-
 class Cluster:
     """Feeds requests to engines and keeps the books.
 
@@ -53,22 +44,16 @@ class Cluster:
     """
 
     def __init__(
-        self, env: simpy.Environment, recorder: Recorder, router: RouterKind = RouterKind.ROUND_ROBIN,
-        request_s: float = 0.0, max_model_len: int | None = None,
+        self, recorder: Recorder, router: RouterKind = RouterKind.ROUND_ROBIN, request_s: float = 0.0,
+        max_model_len: int | None = None,
     ) -> None:  # fmt: skip
-        self.env, self.recorder, self.router, self.request_s, self.max_model_len = (
-            env,
-            recorder,
-            router,
-            request_s,
-            max_model_len,
-        )
+        self.env = simpy.Environment()
+        self.recorder, self.router, self.request_s, self.max_model_len = recorder, router, request_s, max_model_len
         self.engines: list[Engine] = []
         self.decoders: list[Engine] = []
         self.transfer: Transfer | None = None
         self.link_free_s: list[float] = []
         self.alive: dict[int, tuple[Sequence, int]] = {}
-        self.home: dict[int, int] = {}
         self.turn = 0
         self.decode_turn = 0
         self.refill: Iterator[Request] | None = None
@@ -83,6 +68,10 @@ class Cluster:
         self.refill = iter(requests)
         for _ in range(concurrency):
             self._next_closed(0.0)
+
+    def run(self) -> None:
+        """Until nothing happens any more."""
+        self.env.run()
 
     def _arrive(self, requests: Iterator[Request]) -> Generator[Any, Any, None]:
         env = self.env

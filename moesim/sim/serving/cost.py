@@ -7,7 +7,7 @@ Letters: T tokens of a pass, n decodes in it, c their mean context, q prefill to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -98,6 +98,7 @@ class PassCost:
     decode_skew: float = 0.0
     draft_s: float = 0.0
     tokens_per_decode: int = 1
+    _rows: dict[int, tuple[float, Floats]] = field(default_factory=dict, init=False, repr=False)
 
     def decode_s(self, works: Sequence[RankWork], n_steps: int, growth: float, first_pass: int) -> Floats:
         """Slowest rank's dense layers and attention, then the experts of all ranks' tokens, then head and sampler."""
@@ -137,14 +138,19 @@ class PassCost:
         n = work.n_decode
         if n == 0:
             return np.full(n_steps, self._at(self.decode_rest_s, 1))
-        tokens = n * self.tokens_per_decode
-        fixed = self._at(self.decode_rest_s, int(self.padded[tokens]) if tokens < len(self.padded) else tokens)
-        fixed += self._at(self.head_s, tokens) + self.draft_s
+        found = self._rows.get(n)
+        if found is None:
+            found = self._rows[n] = (self._decode_fixed_s(n * self.tokens_per_decode), self.attention.decode_row(n))
+        fixed, row = found
         steps = np.arange(n_steps, dtype=np.float64) * growth
-        row = self.attention.decode_row(n)
+        longest = work.context_max + steps if self.decode_skew > 0.0 else steps
         return fixed + self._attention(
-            row, np.asarray(work.context_sum / n + steps), np.asarray(work.context_max + steps), self.decode_skew
+            row, np.asarray(work.context_sum / n + steps), np.asarray(longest), self.decode_skew
         )
+
+    def _decode_fixed_s(self, tokens: int) -> float:
+        padded = int(self.padded[tokens]) if tokens < len(self.padded) else tokens
+        return self._at(self.decode_rest_s, padded) + self._at(self.head_s, tokens) + self.draft_s
 
     def _mixed_rank(self, work: RankWork) -> float:
         n, q = work.n_decode, work.n_prefill_tokens

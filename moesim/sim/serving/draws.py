@@ -40,7 +40,7 @@ class LoadMoments:
 class ExpertDraws:
     """Seconds of the MoE layers of passes, by tokens and the pass's number.
 
-    At token counts on a grid (steps of at most 1.5) the router model is sampled a few times; a pass takes, in each layer,
+    At token counts on a grid (steps of at most 1.5, of 2 above 256) the router model is sampled a few times; a pass takes, in each layer,
     mean + sd z with z from a table of standard normals whose row is the pass's number, so that a pass costs the same however it
     is asked for. Between grid counts moments are linear in T. Assumes layers independent of each other within a pass.
 
@@ -63,7 +63,7 @@ class ExpertDraws:
         """Moments at a count on the grid; sampled once."""
         if tokens not in self._moments:
             rng = np.random.default_rng([self._seed, 2, tokens])
-            drawn = [self._sample(tokens, rng) for _ in range(4 if tokens <= 64 else 2)]
+            drawn = [self._sample(tokens, rng) for _ in range(3 if tokens <= 16 else 2)]
             seconds = np.stack([d.seconds for d in drawn])
             deviation = seconds - seconds.mean(axis=0)
             pooled = np.sqrt((deviation**2).sum(axis=0) / (len(drawn) - 1))
@@ -110,10 +110,10 @@ class ExpertDraws:
 
 
 def _grid(most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, 16, ... up to `most`."""
+    """1, 2, 3, 4, 6, 8, 12, ..., 256, then powers of two up to `most`: large passes hit every expert and vary little."""
     values = {1}
     step = 1
     while step < most:
         step *= 2
-        values |= {step, step * 3 // 2}
+        values |= {step, step * 3 // 2} if step < 256 else {step}
     return sorted(values)

@@ -25,6 +25,7 @@ __all__ = ["Engine", "Overheads"]
 
 Floats = NDArray[np.float64]
 MAX_JUMP = 4096
+NO_ENDS: Floats = np.empty(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +48,16 @@ class Overheads:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Passes under way: one, or a run of equal decodes whose end is still open."""
+    """Passes under way: one, or a run of equal decodes whose end is still open. `end_s` is when the last of them ends."""
 
     ends: Floats
+    end_s: float
     start_s: float
-    decided_s: float
     previous_s: float
     n_decode: int
-    n_prefill: int
     first_pass: int
     firsts: list[tuple[int, Sequence]] = field(default_factory=list)
     finishers: list[tuple[int, Sequence]] = field(default_factory=list)
-
-    @property
-    def end_s(self) -> float:
-        """When the last of its passes ends."""
-        return float(self.ends[-1])
 
     @property
     def matters(self) -> bool:
@@ -131,19 +126,18 @@ class Engine:
                 yield from self._ride(self.open)
                 continue
             batch = self.inflight[0]
-            yield from self._until(batch.end_s)
+            delay = batch.end_s - self.env.now
+            if delay > 0.0:
+                yield self.env.timeout(delay)
             self.now = batch.end_s
             self._complete(self.inflight.popleft())
-
-    def _until(self, at_s: float) -> Generator[Any, Any, None]:
-        delay = at_s - self.env.now
-        if delay > 0.0:
-            yield self.env.timeout(delay)
 
     def _wait(self, until_s: float | None) -> Generator[Any, Any, bool]:
         """Until a time, or a request arrives (True). Does not look up for requests that are in the inbox already."""
         if self.inbox and until_s is not None:
-            yield from self._until(until_s)
+            delay = until_s - self.env.now
+            if delay > 0.0:
+                yield self.env.timeout(delay)
             return False
         signal = self.signal = self.env.event()
         if until_s is not None:
@@ -218,11 +212,14 @@ class Engine:
             seconds += self.overheads.first_pass_s
         start_s = self._start_s()
         n_decode, n_prefill = sum(w.n_decode for w in works), sum(w.n_prefill_tokens for w in works)
-        batch = Batch(np.asarray([start_s + seconds]), start_s, self.now, self.last_end_s, n_decode, n_prefill,
-                      self.n_passes, firsts, finishers)  # fmt: skip
+        end_s = start_s + float(seconds)
+        batch = Batch(NO_ENDS, end_s, start_s, self.last_end_s, n_decode, self.n_passes, firsts, finishers)
+        running, held = self._state()
+        previous_s = max(self.last_end_s, self.now)
+        growth = self.ranks[0].cohort.growth
+        self.recorder.one_pass(previous_s, start_s, end_s, n_decode * growth, n_prefill, len(firsts), running, held)
         self.n_passes += 1
-        self._note(batch, len(firsts))
-        self.last_end_s = batch.end_s
+        self.last_end_s = end_s
         return batch
 
     def _progress(
@@ -267,9 +264,10 @@ class Engine:
         works = [RankWork(len(c), c.context_sum, c.context_max, (), len(c)) for c in cohorts]
         seconds = self._padded_s(self.cost.decode_s(works, n_steps, cohorts[0].growth, self.n_passes), works)
         start_s = self._start_s()
-        ends = np.cumsum(np.concatenate(([start_s], np.broadcast_to(seconds, (n_steps,)))))[1:]
-        run = Batch(ends, start_s, self.now, self.last_end_s if self.inflight else self.now, n_decode, 0, self.n_passes)
-        self.open = run
+        seconds[0] += start_s
+        ends = np.cumsum(seconds)
+        previous_s = self.last_end_s if self.inflight else self.now
+        run = self.open = Batch(ends, float(ends[-1]), start_s, previous_s, n_decode, self.n_passes)
         return run
 
     def _pass_s(self, works: list[RankWork]) -> float:
@@ -295,6 +293,7 @@ class Engine:
     def _settle(self, run: Batch, n_steps: int, now: float) -> None:
         """Fix how many passes of a run take place."""
         run.ends = run.ends[:n_steps]
+        run.end_s = float(run.ends[-1])
         for i, rank in enumerate(self.ranks):
             if not len(rank.cohort):
                 rank.cohort.step += n_steps
@@ -304,25 +303,21 @@ class Engine:
             rank.leaving += len(done)
             run.finishers += [(i, seq) for seq in done]
         self.n_passes += n_steps
-        self._note(run, 0)
+        growth = self.ranks[0].cohort.growth
+        running, held = self._state()
+        self.recorder.passes(
+            max(self.last_end_s, run.previous_s), run.start_s, run.ends, run.n_decode * growth, running, held
+        )
         self.last_end_s, self.open, self.now = run.end_s, None, now
         while self.inflight and self.inflight[0].end_s <= now:
             self._complete(self.inflight.popleft())
 
-    def _note(self, batch: Batch, n_first: int) -> None:
-        running = sum(rank.n_running for rank in self.ranks)
-        held = max(rank.pool.occupancy for rank in self.ranks)
-        growth = self.ranks[0].cohort.growth
-        self.recorder.passes(
-            max(self.last_end_s, batch.decided_s),
-            batch.start_s,
-            batch.ends,
-            batch.n_decode * growth,
-            batch.n_prefill,
-            n_first,
-            running,
-            held,
-        )
+    def _state(self) -> tuple[int, float]:
+        """Sequences that hold a slot, and the share of blocks held on the fullest rank."""
+        ranks = self.ranks
+        if len(ranks) == 1:
+            return ranks[0].n_running, ranks[0].pool.occupancy
+        return sum(rank.n_running for rank in ranks), max(rank.pool.occupancy for rank in ranks)
 
     def _complete(self, batch: Batch) -> None:
         """Tokens of a finished batch are out; sequences that are done free what they hold."""

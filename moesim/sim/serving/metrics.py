@@ -121,34 +121,44 @@ class Recorder:
         self.bins = TimeBins(bin_s)
         self.totals = Totals()
 
-    def passes(
-        self, previous_s: float, start_s: float, ends: Floats, n_decode: float, n_prefill: int, n_first: int, running: int,
+    def one_pass(
+        self, previous_s: float, start_s: float, end_s: float, n_decode: float, n_prefill: int, n_first: int, running: int,
         held: float,
     ) -> None:  # fmt: skip
-        """A batch of `len(ends)` equal passes; `previous_s` is when the tokens before them came out."""
-        n, end_s = len(ends), float(ends[-1])
+        """One pass; `previous_s` is when the tokens before it came out."""
+        t = self.totals
+        t.passes += 1
+        t.busy_s += end_s - start_s
+        t.decode_tokens += n_decode
+        t.prefill_tokens += n_prefill
+        if n_decode:
+            self.gaps.add(end_s - previous_s, n_decode)
+        self._one_bin(self.bins.index(end_s), 1, n_decode, n_prefill, n_first, end_s - start_s, running, held)
+
+    def passes(
+        self, previous_s: float, start_s: float, ends: Floats, n_decode: float, running: int, held: float
+    ) -> None:  # fmt: skip
+        """Equal passes of decodes one after another, ending at `ends`."""
+        n, end_s, first_s = len(ends), float(ends[-1]), float(ends[0])
         t = self.totals
         t.passes += n
         t.busy_s += end_s - start_s
         t.decode_tokens += n_decode * n
-        t.prefill_tokens += n_prefill
-        if n_decode:
-            if n == 1:
-                self.gaps.add(end_s - previous_s, n_decode)
-            else:
-                self.gaps.add(float(ends[0]) - previous_s, n_decode)
-                self.gaps.add((end_s - float(ends[0])) / (n - 1), n_decode * (n - 1))
+        self.gaps.add(first_s - previous_s, n_decode)
+        if n > 1:
+            self.gaps.add((end_s - first_s) / (n - 1), n_decode * (n - 1))
         first, last = self.bins.index(start_s), self.bins.index(end_s)
-        if first == last or n == 1:
-            self._one_bin(last, n, n_decode, n_prefill, n_first, end_s - start_s, running, held)
+        if first == last:
+            self._one_bin(last, n, n_decode, 0, 0, end_s - start_s, running, held)
             return
         first = self.bins.index(start_s)
-        at = (ends / self.bins.width_s).astype(np.int64)
-        places, per_bin = np.unique(at, return_counts=True)
-        spans = np.diff(np.concatenate(([start_s], ends)))
-        seconds = np.bincount(at - first, weights=spans)[places - first]
-        for place, passes, span in zip(places.tolist(), per_bin.tolist(), seconds.tolist(), strict=True):
-            self._one_bin(place, passes, n_decode, 0, 0, span, running, held)
+        edges = ends.searchsorted(np.arange(first + 1, last + 1) * self.bins.width_s).tolist()
+        done, before_s = 0, start_s
+        for place, stop in enumerate((*edges, n), start=first):
+            if stop > done:
+                until_s = float(ends[stop - 1])
+                self._one_bin(place, stop - done, n_decode, 0, 0, until_s - before_s, running, held)
+                done, before_s = stop, until_s
 
     def _one_bin(
         self, i: int, n: int, n_decode: float, n_prefill: int, n_first: int, span: float, running: int, held: float

@@ -21,7 +21,7 @@ def draw_lengths(spec: LengthSpec, n: int, rng: np.random.Generator) -> NDArray[
     if spec.kind is LengthKind.FIXED:
         return np.full(n, spec.tokens, dtype=np.int64)
     if spec.kind is LengthKind.UNIFORM:
-        return rng.integers(spec.low or 1, (spec.high or 1) + 1, n)
+        return np.asarray(rng.integers(spec.low or 1, (spec.high or 1) + 1, n), dtype=np.int64)
     if spec.kind is LengthKind.EMPIRICAL:
         return np.asarray(rng.choice(np.asarray(spec.values, dtype=np.int64), n))
     drawn = np.rint((spec.median or 1) * np.exp(rng.standard_normal(n) * (spec.sigma or 1.0)))
