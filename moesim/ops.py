@@ -192,7 +192,8 @@ class Op:
     """One operator of one layer on one rank.
 
     `dtype` is how the operands are stored (it picks the arithmetic), `hidden_under` names an operator of the same layer that
-    this one runs beside when overlap is on, `group` the row of the breakdown it belongs to.
+    this one runs beside when overlap is on, `group` the row of the breakdown it belongs to. `weight_dtype` is the format of stored
+    weights, which for weight-only formats is not that of the arithmetic; None where there are none.
     """
 
     name: str
@@ -202,6 +203,7 @@ class Op:
     dtype: Dtype = Dtype.BF16
     group: str = "other"
     hidden_under: str | None = None
+    weight_dtype: Dtype | None = None
 
     @property
     def lane(self) -> Lane:

@@ -119,7 +119,7 @@ def gemm(
     narrow = act if storage.dtype is Dtype.INT4 else min(act, max(1.0, ELEMENT_BYTES[storage.dtype]))
     input_bytes = m * k * (n_batch * narrow)
     work = Work(m * n * k * (2.0 * n_batch), weight_bytes + input_bytes, m * n * (n_batch * act))
-    return Op(name, OpKind.GEMM, work, GemmShape(m, n, k, n_batch), storage.dtype, group, under)
+    return Op(name, OpKind.GEMM, work, GemmShape(m, n, k, n_batch), storage.dtype, group, under, storage.dtype)
 
 
 def elementwise(

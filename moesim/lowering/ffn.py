@@ -130,6 +130,7 @@ def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
         shape,
         _expert_arithmetic(storage.routed_experts, storage.expert_activation),
         "experts",
+        weight_dtype=storage.routed_experts.dtype,
     )
 
 
