@@ -7,12 +7,13 @@ for ports; both take every duration from the same `CostModel`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.cost import Bound, CostModel, OpCost
+from moesim.cost.exchange import lent_ratio
 from moesim.ops import COLLECTIVES, EXCHANGES, Num, Op, OpKind, Program, Segment
 from moesim.specs.base import Origin, weakest
 
@@ -86,10 +87,13 @@ def barrier_groups(ops: Iterable[Op], n_ranks: int) -> list[list[Op]]:
 
 def step_time(program: Program, model: CostModel) -> Num:
     """Only the time of the pass; for grids of points, an array over their leading axes."""
+    if program.micro_batches:
+        return estimate(program, model).time_s
     total: Num = 0.0
+    priced = iter(model.costs([op for _, op in program.ops()]))
     for segment in program.segments:
         for group in barrier_groups(segment.ops, program.n_ranks):
-            costs = [(op, model.cost(op).time_s) for op in group]
+            costs = [(op, next(priced).time_s) for op in group]
             times = [time - hidden for (_, time), hidden in zip(costs, _hidden(costs, program), strict=True)]
             total = total + _over_layers(_add(times), segment.n_repeat)
     sends = sum(_scalar(model.cost(op).time_s) for op in program.stage_sends)
@@ -98,24 +102,35 @@ def step_time(program: Program, model: CostModel) -> Num:
 
 def estimate(program: Program, model: CostModel) -> StepEstimate:
     """Time of the pass with its breakdown."""
+    if program.micro_batches:
+        return _interleaved(program, model)
     lines: list[OpLine] = []
     imbalance_s = 0.0
+    priced = iter(model.costs([op for _, op in program.ops()]))
     for segment in program.segments:
         for group in barrier_groups(segment.ops, program.n_ranks):
-            group_lines, lost = _group_lines(segment, group, program, model)
+            group_lines, lost = _group_lines(segment, group, program, [next(priced) for _ in group])
             lines += group_lines
             imbalance_s += lost
     for op in program.stage_sends:
         cost = model.cost(op)
         lines.append(_line(op, Segment("pipeline", (op,)), cost, _scalar(cost.time_s) * (program.pp_size - 1), 0.0))
-    time_s = sum(line.time_s for line in lines)
-    comm_s = sum(line.time_s for line in lines if line.kind in COLLECTIVES or line.kind in EXCHANGES)
+    comm_s = sum(line.time_s for line in lines if _is_comm(line))
     hidden_s = sum(line.hidden_s for line in lines)
+    return _closed(lines, imbalance_s, comm_s - hidden_s, hidden_s)
+
+
+def _is_comm(line: OpLine) -> bool:
+    return line.kind in COLLECTIVES or line.kind in EXCHANGES
+
+
+def _closed(lines: Sequence[OpLine], imbalance_s: float, exposed_s: float, hidden_s: float) -> StepEstimate:
+    time_s = sum(line.time_s for line in lines)
     return StepEstimate(
         time_s=time_s,
         lines=tuple(lines),
         imbalance_s=imbalance_s,
-        exposed_comm_s=comm_s - hidden_s,
+        exposed_comm_s=exposed_s,
         hidden_comm_s=hidden_s,
         origin=weakest(*(line.origin for line in lines)),
         error_frac=_error(lines, time_s),
@@ -123,10 +138,40 @@ def estimate(program: Program, model: CostModel) -> StepEstimate:
     )
 
 
+def _interleaved(program: Program, model: CostModel) -> StepEstimate:
+    """Micro-batches side by side: in each kind of layer max(sum of computes C, sum of communications M, longest chain).
+
+    The chain of one micro-batch is its own compute and communication. Where kernels of an exchange take compute units, compute
+    slows by what they take (`lent_ratio`). Assumes: layers follow each other without a gap; filling and draining left out.
+    """
+    outside = tuple(s for s in program.segments if not s.layers)
+    plain = estimate(replace(program, segments=outside, micro_batches=()), model)
+    lines, imbalance_s, exposed_s, hidden_s = list(plain.lines), plain.imbalance_s, plain.exposed_comm_s, 0.0
+    names = dict.fromkeys(s.name for part in program.micro_batches for s in part.segments if s.layers)
+    for name in names:
+        compute: list[OpLine] = []
+        comm: list[OpLine] = []
+        longest = 0.0
+        for part in program.micro_batches:
+            segments = tuple(s for s in part.segments if s.name == name and s.layers)
+            inner = estimate(replace(part, segments=segments, overlap=False, stage_sends=()), model)
+            ratio = max(lent_ratio(s.ops, model.network, model.hardware.device) for s in segments) if segments else 1.0
+            own = [replace(line, time_s=line.time_s * ratio) for line in inner.lines if not _is_comm(line)]
+            compute, comm = compute + own, comm + [line for line in inner.lines if _is_comm(line)]
+            longest = max(longest, sum(line.time_s for line in own) + inner.exposed_comm_s)
+            imbalance_s += inner.imbalance_s
+        compute_s, comm_s = sum(line.time_s for line in compute), sum(line.time_s for line in comm)
+        shown = max(compute_s, comm_s, longest) - compute_s
+        share = shown / comm_s if comm_s > 0 else 0.0
+        lines += compute
+        lines += [replace(x, time_s=x.time_s * share, hidden_s=x.time_s * (1.0 - share)) for x in comm]
+        exposed_s, hidden_s = exposed_s + shown, hidden_s + comm_s - shown
+    return _closed(lines, imbalance_s, exposed_s, hidden_s)
+
+
 def _group_lines(
-    segment: Segment, group: Sequence[Op], program: Program, model: CostModel
+    segment: Segment, group: Sequence[Op], program: Program, costs: Sequence[OpCost]
 ) -> tuple[list[OpLine], float]:
-    costs = [model.cost(op) for op in group]
     pairs = [(op, cost.time_s) for op, cost in zip(group, costs, strict=True)]
     hidden = _hidden(pairs, program)
     if all(isinstance(time, float) for _, time in pairs):

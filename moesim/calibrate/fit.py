@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.calibrate.fit_errors import HeldOut, conformal_interval, cross_coverage, error_stats
-from moesim.calibrate.fit_params import fit_correction, fit_params
-from moesim.calibrate.tables import FamilyRows, MeasurementTable, shape_of
+from moesim.calibrate.fit_outcomes import FitResult, LeftOut, Mark, Marked, Reason, best_kernel
+from moesim.calibrate.fit_params import (
+    NoFiniteFitError,
+    TooFewPointsError,
+    fit_correction,
+    fit_params,
+    n_points_needed,
+)
+from moesim.calibrate.tables import FamilyRows, MeasurementTable, concat, shape_of
 from moesim.cost.forms import Array, Form, Target, dominant, evaluate
 from moesim.cost.forms_all import form_of
 from moesim.cost.forms_calibration import Calibration, Family, FamilyKey
@@ -61,36 +68,78 @@ def fit_tables(
     link_bytes_per_s: float = 0.0,
     settings: FitSettings = DEFAULT,
     date: str = "",
-) -> tuple[Calibration, ...]:
-    """One calibration per software stack and version in the tables.
+    progress: Callable[[str], None] | None = None,
+) -> FitResult:
+    """One calibration per software stack and version in the tables, and what could not be fitted.
 
     Args:
-        tables: measurements of one device.
+        tables: measurements of one device; rows of the same family are fitted together.
         device: its specification (peaks, compute units).
-        link_bytes_per_s: its scale-up bytes per second and direction; needed where the tables hold collectives.
+        link_bytes_per_s: its scale-up bytes per second and direction; without it collectives are left out.
         settings: sizes and seed.
         date: when it was fitted, for the file.
+        progress: called with a family's name before it is fitted.
 
     Raises:
-        InputError: rows of another device, or a family with too few points.
+        InputError: rows of another device, a device without compute units, or no family that can be fitted.
     """
-    each = [tables] if isinstance(tables, MeasurementTable) else list(tables)
-    by_stack: dict[tuple[str, str], list[Family]] = {}
-    sources: dict[tuple[str, str], set[str]] = {}
-    for table in each:
-        for rows in table.families():
-            if rows.device != device.name:
-                problem = "table holds another device"
-                raise InputError(problem, field="device", value=rows.device, allowed=device.name)
-            stack = (rows.stack, rows.version)
-            by_stack.setdefault(stack, []).append(fit_family(rows, device, link_bytes_per_s, settings))
-            sources.setdefault(stack, set()).update(s.rsplit(", ", 1)[0] for s in rows.frame["source"].unique() if s)
+    table = concat([tables] if isinstance(tables, MeasurementTable) else tables)
+    by_stack: dict[tuple[str, str], list[tuple[FamilyRows, Family]]] = {}
+    left_out: list[LeftOut] = []
+    parts = list(table.families())
+    for rows in parts:
+        if rows.device != device.name:
+            problem = "table holds another device"
+            raise InputError(problem, field="device", value=rows.device, allowed=device.name)
+    for rows in parts:
+        if progress is not None:
+            progress(rows.name)
+        found = _fit_or_leave_out(rows, device, link_bytes_per_s, settings)
+        if isinstance(found, LeftOut):
+            left_out.append(found)
+        else:
+            by_stack.setdefault((rows.stack, rows.version), []).append((rows, found))
     if not by_stack:
-        raise InputError("no measurements to fit")
-    return tuple(
-        Calibration(device.name, stack, version, tuple(families), "; ".join(sorted(sources[stack, version])), date)
-        for (stack, version), families in by_stack.items()
-    )
+        first = left_out[0]
+        raise InputError("no family can be fitted", value=first.n_points, hint=first.text)
+    calibrations = [
+        Calibration(
+            device.name, stack, version, tuple(f for _, f in fitted), _sources(r for r, _ in fitted), date,
+            moe_kernel=best_kernel([r for r, _ in fitted]),
+        )
+        for (stack, version), fitted in by_stack.items()
+    ]  # fmt: skip
+    marked = [mark for fitted in by_stack.values() for rows, family in fitted for mark in _marks(rows, family)]
+    return FitResult(tuple(calibrations), tuple(left_out), tuple(marked))
+
+
+def _fit_or_leave_out(
+    rows: FamilyRows, device: DeviceSpec, link_bytes_per_s: float, settings: FitSettings
+) -> Family | LeftOut:
+    form, n = form_of(rows.key.kind, rows.key.kernel), len(rows.frame)
+    if "message_bytes" in form.shape_columns and link_bytes_per_s <= 0.0:
+        return LeftOut(rows.name, Reason.NO_LINK, n, "name a device with scale_up_link")
+    try:
+        return fit_family(rows, device, link_bytes_per_s, settings)
+    except TooFewPointsError:
+        return LeftOut(rows.name, Reason.TOO_FEW_POINTS, n, f"at least {n_points_needed(form)} are needed")
+    except NoFiniteFitError:
+        return LeftOut(rows.name, Reason.NO_FINITE_FIT, n, "check the table's units")
+
+
+def _marks(rows: FamilyRows, family: Family) -> list[Marked]:
+    marks = []
+    if not family.is_converged:
+        marks.append(Mark.NOT_CONVERGED)
+    if family.held_out is None:
+        marks.append(Mark.NO_HELD_OUT)
+    if rows.groups.nunique() == len(rows.frame):
+        marks.append(Mark.ONE_POINT_PER_SHAPE)
+    return [Marked(rows.name, mark, len(rows.frame)) for mark in marks]
+
+
+def _sources(parts: Iterable[FamilyRows]) -> str:
+    return "; ".join(sorted({s.rsplit(", ", 1)[0] for rows in parts for s in rows.frame["source"].unique() if s}))
 
 
 def fit_family(
@@ -99,7 +148,9 @@ def fit_family(
     """Fit one family and measure its error on left-out shapes.
 
     Raises:
-        InputError: too few points, or link bytes per second missing for a collective.
+        TooFewPointsError: too few points.
+        NoFiniteFitError: a fit that finds no finite value.
+        InputError: link bytes per second missing for a collective.
     """
     return fit_with_errors(rows, device, link_bytes_per_s, settings)[0]
 
@@ -108,7 +159,7 @@ def fit_with_errors(
     rows: FamilyRows, device: DeviceSpec, link_bytes_per_s: float = 0.0, settings: FitSettings = DEFAULT
 ) -> tuple[Family, HeldOut | None]:
     """`fit_family`, and the held-out points behind its errors (None where there was nothing to leave out)."""
-    form, target = form_of(rows.key.kind), target_of(rows.key, device, link_bytes_per_s)
+    form, target = form_of(rows.key.kind, rows.key.kernel), target_of(rows.key, device, link_bytes_per_s)
     if "message_bytes" in form.shape_columns and link_bytes_per_s <= 0.0:
         raise InputError(
             "collectives need the link's bytes per second", field="link_bytes_per_s", value=link_bytes_per_s
@@ -131,14 +182,14 @@ def cross_validate(rows: FamilyRows, target: Target, settings: FitSettings = DEF
 
     Whole shapes (`Form.group_columns`) are left out; of a family with a single shape, slices of it (local width and experts).
     """
-    form = form_of(rows.key.kind)
+    form = form_of(rows.key.kind, rows.key.kernel)
     labels, left_out = rows.groups, "shapes"
     if labels.nunique() < 2 and rows.key.kind == "moe":
         labels = rows.frame["inter_size"].astype(str) + "/" + rows.frame["n_local_experts"].astype(str)
         left_out = "slices of one shape"
     fold = _folds(labels.to_numpy(dtype=object), settings)
     measured = rows.frame["measured_s"].to_numpy(dtype=np.float64)
-    n_needed = len(form.params_type.infos()) + 5
+    n_needed = n_points_needed(form)
     log_ratio, which, distance = np.zeros(len(fold)), np.zeros(len(fold), dtype=np.int64), np.zeros(len(fold))
     for k in np.unique(fold):
         seen = fold != k
@@ -166,7 +217,10 @@ def _fit(
     features = np.broadcast_to(features, (*plain.physical_s.shape, features.shape[-1]))
     rng = np.random.default_rng(settings.seed)
     correction = fit_correction(form, features, np.log(times / plain.physical_s), rng, settings.n_centres)
-    return Family(rows.key, fitted.params, target, len(times), 0, fitted.relative_sd, correction=correction)
+    return Family(
+        rows.key, fitted.params, target, len(times), 0, fitted.relative_sd, correction=correction,
+        is_converged=fitted.converged,
+    )  # fmt: skip
 
 
 def _folds(labels: NDArray[np.object_], settings: FitSettings) -> NDArray[np.int64]:

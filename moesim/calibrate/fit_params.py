@@ -11,11 +11,25 @@ from moesim.cost.forms import Array, Correction, Form, Parameters, Target, physi
 from moesim.errors import InputError
 from moesim.ops import Shape
 
-__all__ = ["FittedParams", "fit_correction", "fit_params"]
+__all__ = ["FittedParams", "NoFiniteFitError", "TooFewPointsError", "fit_correction", "fit_params", "n_points_needed"]
 
 _SOFT_L1_SCALE = 0.1
 _MAX_EVALUATIONS = 80
 _MIN_POINTS_FOR_CORRECTION = 60
+_MORE_POINTS_THAN_PARAMETERS = 5
+
+
+class TooFewPointsError(InputError):
+    """A family with fewer points than parameters plus five."""
+
+
+class NoFiniteFitError(InputError):
+    """A family whose fit finds no finite error."""
+
+
+def n_points_needed(form: Form) -> int:
+    """Points that a fit of `form` needs: its parameters plus five."""
+    return len(form.params_type.infos()) + _MORE_POINTS_THAN_PARAMETERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +45,16 @@ def fit_params(form: Form, shape: Shape, target: Target, measured_s: Array) -> F
     """Least squares of log(physical / measured) over the logarithms of the parameters, with soft-l1 loss.
 
     Raises:
-        InputError: fewer points than parameters plus five, or a fit that finds no finite value.
+        TooFewPointsError: fewer points than parameters plus five.
+        NoFiniteFitError: a fit that finds no finite value.
     """
     from scipy.optimize import least_squares
 
     infos = form.params_type.infos()
-    if len(measured_s) < len(infos) + 5:
-        raise InputError(
-            f"too few points to fit {form.kind!r}", value=len(measured_s), allowed=f"at least {len(infos) + 5}"
+    needed = n_points_needed(form)
+    if len(measured_s) < needed:
+        raise TooFewPointsError(
+            f"too few points to fit {form.kind!r}", value=len(measured_s), allowed=f"at least {needed}"
         )
     low = np.log([i.low for i in infos.values()])
     high = np.log([i.high for i in infos.values()])
@@ -47,15 +63,13 @@ def fit_params(form: Form, shape: Shape, target: Target, measured_s: Array) -> F
 
     def residual(log_values: Array) -> Array:
         params = form.params_type(*np.exp(log_values))
-        return np.asarray(
-            np.log(physical_time(form.terms(shape, params, target), params.values()["power"])) - log_measured
-        )
+        return np.asarray(np.log(physical_time(form.terms(shape, params, target), params.exponent)) - log_measured)
 
     found = least_squares(
         residual, start, bounds=(low, high), loss="soft_l1", f_scale=_SOFT_L1_SCALE, max_nfev=_MAX_EVALUATIONS
     )
     if not np.isfinite(found.cost):
-        raise InputError(f"the fit of {form.kind!r} found no finite value", hint="check the table's units")
+        raise NoFiniteFitError(f"the fit of {form.kind!r} found no finite value", hint="check the table's units")
     values = np.exp(found.x)
     sd = _relative_sd(np.asarray(found.jac), np.asarray(found.fun))
     return FittedParams(form.params_type(*map(float, values)), dict(zip(infos, sd, strict=True)), found.status > 0)

@@ -56,5 +56,7 @@ def import_table(
 
 def _needed(value: str | None, name: str) -> str:
     if value is None:
-        raise InputError("this source needs a device", field=name, hint="name one of the catalog: h100_sxm, b200_sxm, ...")
+        raise InputError(
+            "this source needs a device", field=name, hint="name one of the catalog: h100_sxm, b200_sxm, ..."
+        )
     return value

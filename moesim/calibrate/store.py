@@ -50,6 +50,7 @@ class _Family(Frozen):
     held_out: dict[str, float | str] | None = None
     interval: dict[str, tuple[float, float]] | None = None
     correction: str | None = None
+    converged: bool = True
 
 
 class _File(Frozen):
@@ -59,6 +60,7 @@ class _File(Frozen):
     source: str
     date: str
     note: str = ""
+    moe_kernel: str = ""
     families: tuple[_Family, ...] = Field(min_length=1)
 
 
@@ -70,6 +72,8 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
     lines = [_HEADER.rstrip()]
     for name in ("device", "stack", "version", "source", "date", "note"):
         lines.append(f"{name}: {_text(getattr(calibration, name))}")
+    if calibration.moe_kernel:
+        lines.append(f"moe_kernel: {_text(calibration.moe_kernel)}")
     lines.append("families:")
     for i, family in enumerate(calibration.families):
         key = f"family_{i}" if family.correction is not None else None
@@ -90,19 +94,18 @@ def load_calibration(path: str | Path) -> Calibration:
     file = validate(_File, read_yaml(path), str(path))
     arrays = _arrays(path.with_suffix(".npz"))
     families = tuple(_family(f, arrays, str(path)) for f in file.families)
-    return Calibration(file.device, file.stack, file.version, families, file.source, file.date, file.note)
+    return Calibration(
+        file.device, file.stack, file.version, families, file.source, file.date, file.note, file.moe_kernel
+    )
 
 
 def calibration_names() -> tuple[str, ...]:
-    """Shipped calibrations as ``device/stack``, sorted."""
-    folder = data_dir() / "hardware" / "calibrations"
-    found = (p for p in folder.glob("*/*.yaml") if p.parent.name != "fabrics")  # links, not a device's kernels
-    return tuple(sorted(f"{p.parent.name}/{p.stem}" for p in found))
+    """Calibrations as ``device/stack``, sorted: those in ``./hardware/calibrations``, and the shipped ones."""
+    return tuple(sorted(_files()))
 
 
-@lru_cache(maxsize=32)
 def find_calibration(name: str) -> Calibration:
-    """A shipped calibration by ``device/stack``, or one in a file.
+    """A calibration by ``device/stack``, the current folder's before a shipped one; or one in a file.
 
     Raises:
         CatalogError: no such name; the nearest are suggested.
@@ -110,11 +113,28 @@ def find_calibration(name: str) -> Calibration:
     """
     if name.endswith((".yaml", ".yml")):
         return load_calibration(name)
-    path = data_dir() / "hardware" / "calibrations" / f"{name}.yaml"
-    if name not in calibration_names():
-        close = nearest(name, calibration_names())
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(calibration_names())}"
+    files = _files()
+    if name not in files:
+        close = nearest(name, files)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(sorted(files))}"
         raise CatalogError("no calibration of this name", field="calibration", value=name, hint=hint)
+    path = files[name]
+    return _loaded(path, path.stat().st_mtime_ns)
+
+
+def _files() -> dict[str, Path]:
+    """Files by ``device/stack``; ``fabrics`` are links, not a device's kernels."""
+    found: dict[str, Path] = {}
+    for root in (data_dir(), Path.cwd()):
+        for path in (root / "hardware" / "calibrations").glob("*/*.yaml"):
+            if path.parent.name != "fabrics":
+                found[f"{path.parent.name}/{path.stem}"] = path
+    return found
+
+
+@lru_cache(maxsize=32)
+def _loaded(path: Path, mtime_ns: int) -> Calibration:
+    """A file as it was at `mtime_ns`, so that a new fit is seen by the process that made it."""
     return load_calibration(path)
 
 
@@ -163,6 +183,8 @@ def _family_lines(family: Family, correction: str | None) -> list[str]:
         ]
         lines.append(f"    interval: {_mapping(sides)}")
     lines.append(f"    correction: {correction or 'null'}")
+    if not family.is_converged:
+        lines.append("    converged: false")
     return lines
 
 
@@ -187,7 +209,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _family(f: _Family, arrays: dict[str, np.ndarray], file: str) -> Family:
-    form = form_of(f.kind)
+    form = form_of(f.kind, f.kernel)
     known, given = set(form.params_type.infos()), set(f.parameters)
     if known != given:
         names = ", ".join(sorted(known ^ given))
@@ -211,4 +233,5 @@ def _family(f: _Family, arrays: dict[str, np.ndarray], file: str) -> Family:
         correction=correction,
         interval=None if f.interval is None else Interval(**f.interval),
         held_out=None if f.held_out is None else ErrorStats(**f.held_out),  # type: ignore[arg-type]
+        is_converged=f.converged,
     )

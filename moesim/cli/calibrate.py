@@ -10,6 +10,7 @@ from typing import Literal
 
 from moesim.calibrate.check import CheckReport, check
 from moesim.calibrate.fit import fit_tables
+from moesim.calibrate.fit_outcomes import FitResult
 from moesim.calibrate.importing import import_table
 from moesim.calibrate.profile import Progress, profile, record_routing
 from moesim.calibrate.store import find_calibration, load_calibration, save_calibration
@@ -44,7 +45,9 @@ def profile_command(
         print(f"not measured: {failure}")
     if not found.is_complete:
         print("not complete; run the same command again to go on")
-    print(f"written to {found.table}\nnext: moesim calibrate fit {found.table} --device DEVICE")
+    described = out / "device.yaml"
+    device_file = f"./{described}" if described.is_file() and not described.is_absolute() else described
+    print(f"written to {found.table}\nnext: moesim calibrate fit {found.table} --device {device_file}")
     if found.is_interrupted:
         raise KeyboardInterrupt
 
@@ -72,30 +75,43 @@ def import_command(
 
 
 def fit_command(tables: Sequence[Path], device: str, out: Path, as_json: bool) -> None:
-    """Fit every stack in the tables, write, and print held-out errors."""
+    """Fit every stack in the tables, write, and print held-out errors, what was left out and what to mind."""
     spec = load_device(device)
     link = load_link(spec.scale_up_link).bytes_per_s if spec.scale_up_link else 0.0
     read = [read_table(path) for path in tables]
     with progress_bar() as bar:
-        bar.add_task("fitting", total=None)
-        found = fit_tables(read, spec, link, date=datetime.date.today().isoformat())
-    paths = _paths(found, out)
-    for calibration, path in zip(found, paths, strict=True):
+        task = bar.add_task("fitting", total=None)
+        found = fit_tables(
+            read, spec, link, date=datetime.date.today().isoformat(),
+            progress=lambda name: bar.update(task, description=f"fitting {name}"),
+        )  # fmt: skip
+    paths = _paths(found.calibrations, out)
+    for calibration, path in zip(found.calibrations, paths, strict=True):
         save_calibration(calibration, path)
     if as_json:
-        print_json([_errors(calibration, path) for calibration, path in zip(found, paths, strict=True)])
+        print_json(_fit_dict(found, paths))
         return
-    for calibration, path in zip(found, paths, strict=True):
-        print(f"{calibration.name}, errors on shapes left out of the fit")
-        rows = []
-        for family in calibration.families:
-            h = family.held_out
-            errors: tuple[str, ...] = ("not measured", "", "", "", "")
-            if h is not None:
-                errors = _percent(h.median_frac, h.mean_frac, h.bias_frac, h.p90_frac, h.coverage_frac)
-            rows.append((family.key.name, str(family.n_points), str(family.n_groups), *errors))
-        table(("family", "points", "shapes", "median", "mean", "bias", "P90", "90% covers"), rows)
-        print(f"written to {path}")
+    for calibration, path in zip(found.calibrations, paths, strict=True):
+        _print_fit(calibration, path)
+    for left in found.left_out:
+        print(f"left out: {left.text}")
+    for marked in found.marked:
+        print(f"mind: {marked.text}")
+
+
+def _print_fit(calibration: Calibration, path: Path) -> None:
+    print(f"{calibration.name}, errors on shapes left out of the fit")
+    rows = []
+    for family in calibration.families:
+        h = family.held_out
+        errors: tuple[str, ...] = ("not measured", "", "", "", "")
+        if h is not None:
+            errors = _percent(h.median_frac, h.mean_frac, h.bias_frac, h.p90_frac, h.coverage_frac)
+        rows.append((family.key.name, str(family.n_points), str(family.n_groups), *errors))
+    table(("family", "points", "shapes", "median", "mean", "bias", "P90", "90% covers"), rows)
+    if calibration.moe_kernel:
+        print(f"MoE layers are estimated as {calibration.moe_kernel!r}; name another as {calibration.stack}:KERNEL")
+    print(f"written to {path}")
 
 
 def check_command(calibration: str, table_path: Path, as_json: bool) -> None:
@@ -141,15 +157,25 @@ def _paths(found: Sequence[Calibration], out: Path) -> list[Path]:
     return [out / c.device / f"{c.stack}.yaml" for c in found]
 
 
+def _fit_dict(found: FitResult, paths: Sequence[Path]) -> dict[str, object]:
+    return {
+        "calibrations": [_errors(c, path) for c, path in zip(found.calibrations, paths, strict=True)],
+        "left_out": [asdict(left) for left in found.left_out],
+        "marked": [asdict(marked) for marked in found.marked],
+    }
+
+
 def _errors(calibration: Calibration, path: Path) -> dict[str, object]:
     families = [
         {
-            "family": f.key.name, "n_points": f.n_points, "n_shapes": f.n_groups,
+            "family": f.key.name, "n_points": f.n_points, "n_shapes": f.n_groups, "is_converged": f.is_converged,
             "held_out": asdict(f.held_out) if f.held_out else None,
         }
         for f in calibration.families
     ]  # fmt: skip
-    return {"calibration": calibration.name, "file": str(path), "families": families}
+    return {
+        "calibration": calibration.name, "file": str(path), "moe_kernel": calibration.moe_kernel, "families": families,
+    }  # fmt: skip
 
 
 def _percent(*values: float) -> tuple[str, ...]:

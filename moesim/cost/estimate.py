@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from moesim.ops import COLLECTIVES, EXCHANGES, ElementwiseShape, Op, maximum
 from moesim.specs.base import Origin
 from moesim.specs.hardware import DeviceSpec, Hardware
 
-__all__ = ["CalibratedOps", "CostModel", "roofline"]
+__all__ = ["CalibratedOps", "CostModel", "known_costs", "roofline"]
 
 
 class CalibratedOps(Protocol):
@@ -26,6 +27,12 @@ class CalibratedOps(Protocol):
     def cost(self, op: Op, device: DeviceSpec) -> OpCost | None:
         """The operator's cost, or None where the calibration has nothing on this kind."""
         ...
+
+
+def known_costs(calibration: CalibratedOps, ops: Sequence[Op], device: DeviceSpec) -> list[OpCost | None]:
+    """`cost` of each operator; all at once where the calibration has a method `cost_all` for that, which is quicker."""
+    cost_all = getattr(calibration, "cost_all", None)
+    return [calibration.cost(op, device) for op in ops] if cost_all is None else list(cost_all(ops, device))
 
 
 def roofline(op: Op, device: DeviceSpec, table: EfficiencyTable = DEFAULT_EFFICIENCY) -> OpCost:
@@ -53,7 +60,10 @@ class CostModel:
 
     @classmethod
     def of(
-        cls, hardware: Hardware, calibration: CalibratedOps | None = None, efficiency: EfficiencyTable = DEFAULT_EFFICIENCY
+        cls,
+        hardware: Hardware,
+        calibration: CalibratedOps | None = None,
+        efficiency: EfficiencyTable = DEFAULT_EFFICIENCY,
     ) -> CostModel:
         """The cost model of `hardware` with the link efficiencies of `efficiency`."""
         network = Network.of(hardware, efficiency.scale_up_frac, efficiency.scale_out_frac)
@@ -65,6 +75,16 @@ class CostModel:
             known = self.calibration.cost(op, self.hardware.device)
             if known is not None:
                 return known
+        return self._uncalibrated(op)
+
+    def costs(self, ops: Sequence[Op]) -> list[OpCost]:
+        """`cost` of each operator; a calibration evaluates those of one kind together."""
+        if self.calibration is None:
+            return [self._uncalibrated(op) for op in ops]
+        known = known_costs(self.calibration, ops, self.hardware.device)
+        return [self._uncalibrated(op) if cost is None else cost for op, cost in zip(ops, known, strict=True)]
+
+    def _uncalibrated(self, op: Op) -> OpCost:
         if op.kind in COLLECTIVES:
             return collective_cost(op, self.network)
         if op.kind in EXCHANGES:

@@ -90,6 +90,11 @@ class Parameters:
         """Parameters by name."""
         return {f.name: float(getattr(self, f.name)) for f in fields(self)}
 
+    @property
+    def exponent(self) -> float:
+        """`power`, which every form has."""
+        return float(self.power)  # type: ignore[attr-defined]
+
 
 P = TypeVar("P", bound=Parameters)
 
@@ -132,23 +137,35 @@ class Correction:
     length: float
     reach: float
     limit: float
+    _exponents: Array = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # -|z - c|^2 / (2 length^2) = z' basis + offset - |z|^2 / (2 length^2): one product of (z, |z|^2, 1) with one matrix
+        basis = self.centres.T / self.length**2
+        offset = (self.centres * self.centres).sum(axis=1) * (-0.5 / self.length**2)
+        square = np.full(len(self.centres), -0.5 / self.length**2)
+        object.__setattr__(self, "_exponents", np.vstack([basis, square, offset]))
 
     def __call__(self, features: Array) -> tuple[Array, Array]:
         """Logarithmic correction and the distance to the nearest centre over `reach` (above 1: outside the domain)."""
-        z = (features - self.mean) / self.scale
-        flat = z.reshape(-1, z.shape[-1])
-        log_factor, distance = np.empty(len(flat)), np.empty(len(flat))
-        for start in range(0, len(flat), _CHUNK):
+        z = ((features - self.mean) / self.scale).reshape(-1, features.shape[-1])
+        rows = np.empty((len(z), z.shape[1] + 2))
+        rows[:, :-2] = z
+        np.einsum("ij,ij->i", z, z, out=rows[:, -2])
+        rows[:, -1] = 1.0
+        log_factor, nearest = np.empty(len(z)), np.empty(len(z))
+        for start in range(0, len(z), _CHUNK):
             part = slice(start, start + _CHUNK)
-            squared = squared_distances(flat[part], self.centres)
-            log_factor[part] = np.exp(squared * (-0.5 / self.length**2)) @ self.weights
-            distance[part] = np.sqrt(squared.min(axis=1)) / self.reach
+            exponent = rows[part] @ self._exponents
+            exponent.max(axis=1, out=nearest[part])
+            np.matmul(np.exp(exponent, out=exponent), self.weights, out=log_factor[part])
+        distance = np.sqrt(np.maximum(nearest * (-2.0 * self.length**2), 0.0)) / self.reach
         fade = np.exp(-2.0 * np.maximum(distance - 1.0, 0.0) ** 2)
         log_factor = np.clip(log_factor, -self.limit, self.limit) * fade
-        return log_factor.reshape(z.shape[:-1]), distance.reshape(z.shape[:-1])
+        return log_factor.reshape(features.shape[:-1]), distance.reshape(features.shape[:-1])
 
 
-_CHUNK = 20_000
+_CHUNK = 512  # rows whose kernel (300 centres) stays in a cache
 
 
 def squared_distances(a: Array, b: Array) -> Array:
@@ -167,15 +184,15 @@ class Interval:
 
     def bounds(self, terms: Terms) -> tuple[Array, Array]:
         """Lower and upper log factors, per point."""
-        which = dominant(terms)
-        rows = np.asarray([self.compute, self.memory, self.latency])
-        return rows[which, 0], rows[which, 1]
+        sides = np.asarray([self.compute, self.memory, self.latency]).T[:, dominant(terms)]
+        return sides[0], sides[1]
 
 
 def dominant(terms: Terms) -> NDArray[np.int64]:
     """0 compute, 1 memory (streaming included), 2 latency: the largest part of each point."""
     memory = terms.memory_s + terms.streaming_s
-    return np.asarray(np.argmax(np.stack(np.broadcast_arrays(terms.compute_s, memory, terms.overhead_s)), axis=0))
+    not_compute = np.where(terms.overhead_s > memory, 2, 1)
+    return np.where(np.maximum(memory, terms.overhead_s) > terms.compute_s, not_compute, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +209,8 @@ class Prediction:
 
 def physical_time(terms: Terms, power: float) -> Array:
     """t = overhead + streaming + (compute^p + memory^p)^(1/p)."""
-    top = np.maximum(terms.compute_s, terms.memory_s)
-    mixed = top * ((terms.compute_s / top) ** power + (terms.memory_s / top) ** power) ** (1.0 / power)
+    top, bottom = np.maximum(terms.compute_s, terms.memory_s), np.minimum(terms.compute_s, terms.memory_s)
+    mixed = top * (1.0 + (bottom / top) ** power) ** (1.0 / power)
     return np.asarray(terms.overhead_s + terms.streaming_s + mixed)
 
 
@@ -207,7 +224,7 @@ def evaluate(
 ) -> Prediction:
     """Time of an operator: the physical form, corrected where the fit has points nearby."""
     terms = form.terms(shape, params, target)
-    physical = physical_time(terms, params.values()["power"])
+    physical = physical_time(terms, params.exponent)
     log_factor, distance = np.zeros(physical.shape), np.full(physical.shape, np.inf)
     if correction is not None:
         log_factor, distance = correction(form.features(shape, params, target, terms))
@@ -218,4 +235,8 @@ def evaluate(
 
 def stack_features(*columns: ArrayLike) -> Array:
     """Features as the last axis, broadcast against each other."""
-    return np.stack(np.broadcast_arrays(*[np.asarray(c, dtype=np.float64) for c in columns]), axis=-1)
+    arrays = [np.asarray(c) for c in columns]
+    stacked = np.empty((*np.broadcast_shapes(*(a.shape for a in arrays)), len(arrays)))
+    for i, values in enumerate(arrays):
+        stacked[..., i] = values
+    return stacked

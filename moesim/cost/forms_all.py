@@ -1,4 +1,4 @@
-"""Every form by the kind of operator it costs."""
+"""Every form by the kind of operator it costs, and for MoE layers by whether experts run fused or eagerly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from moesim.cost.forms import Form
 from moesim.cost.forms_attention import DECODE, PREFILL
 from moesim.cost.forms_collective import COLLECTIVES_FITTED, collective_form
+from moesim.cost.forms_eager import EAGER_KERNELS, EAGER_MOE, EAGER_PADDED_MOE
 from moesim.cost.forms_gemm import GEMM
 from moesim.cost.forms_moe import MOE
 from moesim.errors import CatalogError
@@ -27,12 +28,17 @@ FORMS: dict[str, Form] = {
 }
 
 
-def form_of(kind: str) -> Form:
-    """The form of an operator kind.
+_EAGER = {kernel: EAGER_PADDED_MOE if kernel == "padded" else EAGER_MOE for kernel in EAGER_KERNELS}
+
+
+def form_of(kind: str, kernel: str = "") -> Form:
+    """The form of an operator kind; of eager MoE kernels (see `EAGER_KERNELS`) their own.
 
     Raises:
         CatalogError: no form of that kind.
     """
     if kind not in FORMS:
         raise CatalogError("unknown operator kind", field="op_kind", value=kind, allowed=", ".join(FORMS))
+    if kind == "moe" and kernel in _EAGER:
+        return _EAGER[kernel]
     return FORMS[kind]

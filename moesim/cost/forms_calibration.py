@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from moesim.cost.forms import Correction, Form, Interval, Parameters, Prediction, Target, evaluate
 from moesim.cost.forms_all import form_of
+from moesim.cost.forms_batch import identity, is_scalar, price_array, price_scalars
 from moesim.cost.forms_collective import COLLECTIVES_FITTED
+from moesim.cost.forms_eager import EAGER_KERNELS
+from moesim.cost.forms_request import request_of
 from moesim.cost.result import OpCost
 from moesim.errors import InputError
-from moesim.ops import AttentionShape, CollectiveShape, GemmShape, MoeShape, Num, Op, OpKind, Shape
+from moesim.ops import Op, Shape
 from moesim.specs.base import Origin
-from moesim.specs.dtypes import Dtype, Storage
 from moesim.specs.hardware import DeviceSpec
 
 __all__ = ["Calibration", "ErrorStats", "Family", "FamilyKey"]
+
+_MOST_SHAPES = 20_000
+#: Groups of operators that a whole MoE layer's measured time contains.
+_IN_WHOLE_LAYERS = frozenset({"router", "permute"})
+_INCLUDED = OpCost(0.0, origin=Origin.FITTED, error_frac=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +78,17 @@ class Family:
     correction: Correction | None = None
     interval: Interval | None = None
     held_out: ErrorStats | None = None
+    is_converged: bool = True
 
     @property
     def form(self) -> Form:
         """The form that the parameters belong to."""
-        return form_of(self.key.kind)
+        return form_of(self.key.kind, self.key.kernel)
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether whole MoE layers of an eager kernel were measured."""
+        return self.key.kind == "moe" and self.key.kernel in EAGER_KERNELS
 
     def predict(self, shape: Shape) -> Prediction:
         """Times for a shape of this family's kind."""
@@ -83,8 +96,25 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True)
+class _Memory:
+    """What a calibration has answered before: families by what was asked, and costs of shapes (at most `_MOST_SHAPES`)."""
+
+    candidates: dict[tuple[str, str, str], tuple[Family, ...]]
+    costs: dict[Hashable, OpCost]
+
+    def keep(self, key: Hashable, cost: OpCost) -> None:
+        """Remember a cost; all are forgotten when there are too many."""
+        if len(self.costs) >= _MOST_SHAPES:
+            self.costs.clear()
+        self.costs[key] = cost
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
-    """Fitted families of one device and stack; usable as `moesim.cost.CalibratedOps`."""
+    """Fitted families of one device and stack; usable as `moesim.cost.CalibratedOps`.
+
+    `moe_kernel` names the eager kernel that answers for MoE layers where whole layers were measured ('' for a serving stack).
+    """
 
     device: str
     stack: str
@@ -93,6 +123,8 @@ class Calibration:
     source: str
     date: str
     note: str = ""
+    moe_kernel: str = ""
+    _memory: _Memory = field(default_factory=lambda: _Memory({}, {}), init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -100,27 +132,51 @@ class Calibration:
         return f"{self.device}/{self.stack} {self.version}".strip()
 
     def candidates(self, kind: str, dtype: str, kv_dtype: str = "") -> tuple[Family, ...]:
-        """Families of a kind for operands stored as `dtype`, those with most shapes first."""
-        fits = [
-            f
-            for f in self.families
-            if f.key.kind == kind and f.key.dtype == dtype and (not kv_dtype or f.key.kv_dtype in ("", kv_dtype))
-        ]
-        return tuple(sorted(fits, key=lambda f: (-f.n_groups, -f.n_points)))
+        """Families of a kind for operands stored as `dtype`, those with most shapes first.
+
+        Of eager kernels only `moe_kernel`, never a mixture; of collectives the best-covered family, a stack's own before NCCL's.
+        """
+        found = self._memory.candidates.get((kind, dtype, kv_dtype))
+        if found is None:
+            fits = [
+                f
+                for f in self.families
+                if f.key.kind == kind and f.key.dtype == dtype and (not kv_dtype or f.key.kv_dtype in ("", kv_dtype))
+            ]
+            fits.sort(key=lambda f: (-f.n_groups, -f.n_points))
+            found = tuple(f for f in fits if not f.is_eager or f.key.kernel == self.moe_kernel)
+            found = found[:1] if kind in COLLECTIVES_FITTED else found
+            self._memory.candidates[kind, dtype, kv_dtype] = found
+        return found
+
+    def with_kernel(self, kernel: str) -> Calibration:
+        """The same calibration answering for MoE layers with another of its eager kernels.
+
+        Raises:
+            InputError: it has no such kernel.
+        """
+        known = [f.key.kernel for f in self.families if f.is_eager]
+        if kernel not in known:
+            raise InputError(
+                "calibration has no such eager kernel",
+                field="calibration",
+                value=kernel,
+                allowed=", ".join(known) or "none",
+            )
+        return replace(self, moe_kernel=kernel)
 
     def nearest(self, kind: str, dtype: str, shape: Shape, kv_dtype: str = "") -> tuple[Family, Prediction] | None:
-        """Of the fitting families the one whose measured points lie nearest to the shape, with its prediction.
+        """Of the fitting families the one whose measured points lie nearest to the shapes (by the median), with its prediction.
 
         Stacks pick kernels by shape, and so does this (small families count as farther: distance * (1 + 1 / shapes)).
-        A collective uses its best-covered family: a stack's own all-reduce before NCCL's.
         """
         fits = self.candidates(kind, dtype, kv_dtype)
         if not fits:
             return None
-        if kind in COLLECTIVES_FITTED or len(fits) == 1:
+        if len(fits) == 1:
             return fits[0], fits[0].predict(shape)
         tried = [(f, f.predict(shape)) for f in fits]
-        return min(tried, key=lambda pair: float(np.median(pair[1].distance)) * (1.0 + 1.0 / max(1, pair[0].n_groups)))
+        return min(tried, key=lambda pair: float(np.median(pair[1].distance)) * _remoteness(pair[0]))
 
     def cost(self, op: Op, device: DeviceSpec) -> OpCost | None:
         """The operator's fitted cost, or None where this calibration has no family for it.
@@ -128,94 +184,58 @@ class Calibration:
         Raises:
             InputError: the calibration belongs to another device.
         """
+        return self.cost_all((op,), device)[0]
+
+    def cost_all(self, ops: Sequence[Op], device: DeviceSpec) -> list[OpCost | None]:
+        """`cost` of each operator; those that one set of families costs are evaluated together, and shapes are remembered.
+
+        Of several families, each shape (each point of a grid) gets the nearest, see `nearest`. Where MoE layers were measured
+        whole (`moe_kernel`), their router, permute and combine are in that time, and cost nothing of their own.
+
+        Raises:
+            InputError: the calibration belongs to another device.
+        """
         if device.name != self.device:
             problem = f"calibration {self.name!r} belongs to another device"
             raise InputError(problem, field="calibration", value=device.name, allowed=self.device)
-        request = _request(op)
+        found: list[OpCost | None] = [None] * len(ops)
+        waiting: dict[int, tuple[tuple[Family, ...], dict[Shape, list[int]]]] = {}
+        arrays: dict[Hashable, OpCost] = {}
+        for i, op in enumerate(ops):
+            if self.moe_kernel and op.group in _IN_WHOLE_LAYERS:
+                found[i] = _INCLUDED
+                continue
+            fits = self._families_for(op)
+            if not fits:
+                continue
+            if is_scalar(op.shape):
+                known = self._memory.costs.get((id(fits), op.shape))
+                if known is None:
+                    waiting.setdefault(id(fits), (fits, {}))[1].setdefault(op.shape, []).append(i)
+                found[i] = known
+                continue
+            key = (id(fits), *identity(op.shape))
+            if key not in arrays:
+                arrays[key] = price_array(fits, op.shape)
+            found[i] = arrays[key]
+        for fits, shapes in waiting.values():
+            for (shape, places), cost in zip(shapes.items(), price_scalars(fits, list(shapes)), strict=True):
+                self._memory.keep((id(fits), shape), cost)
+                for i in places:
+                    found[i] = cost
+        return found
+
+    def _families_for(self, op: Op) -> tuple[Family, ...]:
+        """Families that can cost it: of the first format that has any."""
+        request = request_of(op)
         if request is None:
-            return None
-        kind, dtypes, kv_dtype = request
-        for dtype in dtypes:
-            found = self.nearest(kind, dtype, op.shape, kv_dtype)
-            if found is not None:
-                return _op_cost(found[0], found[1], is_link=isinstance(op.shape, CollectiveShape))
-        return None
+            return ()
+        for dtype in request.dtypes:
+            fits = self.candidates(request.kind, dtype, request.kv_dtype)
+            if fits:
+                return fits
+        return ()
 
 
-def _op_cost(family: Family, p: Prediction, *, is_link: bool) -> OpCost:
-    memory = p.terms.memory_s + p.terms.streaming_s
-    error = None
-    if family.interval is not None:
-        with np.errstate(over="ignore"):
-            error = float(np.mean((p.upper_s - p.lower_s) / (2.0 * p.time_s)))
-    zero = 0.0
-    return OpCost(
-        time_s=_num(p.time_s),
-        compute_s=zero if is_link else _num(p.terms.compute_s),
-        memory_s=zero if is_link else _num(memory),
-        link_s=_num(memory) if is_link else zero,
-        latency_s=_num(p.terms.overhead_s),
-        origin=Origin.FITTED,
-        error_frac=error,
-        is_extrapolated=bool(np.any(p.distance > 1.0)),
-    )
-
-
-def _num(value: np.ndarray) -> Num:
-    return float(value) if np.ndim(value) == 0 else np.asarray(value, dtype=np.float64)
-
-
-def _request(op: Op) -> tuple[str, tuple[str, ...], str] | None:
-    """Kind, storage formats to try in turn, and cache format of an operator; None if no form can cost it."""
-    shape = op.shape
-    if isinstance(shape, MoeShape):
-        return "moe", _formats(op, _moe_weights(shape)), ""
-    if isinstance(shape, GemmShape):
-        return "gemm", _formats(op, shape.n * shape.k * shape.n_batch), ""
-    if isinstance(shape, AttentionShape):
-        if not _positive(shape.kv_len) or not _positive(shape.v_head_dim):
-            return None
-        kind = op.kind.value
-        return (f"mla_{kind}" if shape.is_mla else kind), ("bf16",), _cache_format(op, shape)
-    if isinstance(shape, CollectiveShape) and op.kind is not OpKind.SEND:
-        return (op.kind.value, ("bf16",), "") if shape.stride == 1 and shape.n_ranks <= 8 else None
-    return None
-
-
-def _positive(value: Num) -> bool:
-    return bool(np.all(np.asarray(value) > 0))
-
-
-def _moe_weights(shape: MoeShape) -> Num:
-    return shape.n_experts_hit * ((3.0 if shape.gated else 2.0) * shape.hidden_size * shape.inter_size)
-
-
-def _formats(op: Op, n_weights: Num) -> tuple[str, ...]:
-    """Formats whose stored size explains the bytes read best, the operator's arithmetic format first.
-
-    `Op.dtype` picks the arithmetic, which for weight-only formats is not how the weights are stored; the bytes read tell.
-    """
-    per_weight = float(np.min(np.asarray(op.work.read_bytes) / np.maximum(np.asarray(n_weights), 1.0)))
-    if op.dtype in (Dtype.FP8, Dtype.FP8_BLOCK, Dtype.INT8):
-        first: tuple[str, ...] = (op.dtype.value,)
-        return first if per_weight >= 0.9 else ("mxfp4", *first)
-    if op.dtype in (Dtype.NVFP4, Dtype.MXFP4, Dtype.INT4):
-        return (op.dtype.value,)
-    if per_weight < 0.9 * Storage(dtype=Dtype.INT8).bytes_per_element:
-        return ("mxfp4", "int4")
-    return ("bf16",) if per_weight >= 1.9 else ("int8", "bf16")
-
-
-def _cache_format(op: Op, shape: AttentionShape) -> str:
-    """fp8 or bf16 cache, from the bytes a decode reads; prefill kernels differ less and take what there is."""
-    if op.kind is not OpKind.ATTENTION_DECODE:
-        return ""
-    width = shape.qk_head_dim if shape.is_mla else shape.qk_head_dim + shape.v_head_dim
-    rows = np.asarray(shape.batch) * np.asarray(shape.kv_len) * np.asarray(shape.n_kv_heads) * np.asarray(width)
-    per_element = float(np.min(np.asarray(op.work.read_bytes) / np.maximum(rows, 1.0)))
-    return "fp8" if per_element < 1.9 else "bf16"
-
-
-def summary(families: Iterable[Family]) -> tuple[str, ...]:
-    """Names of families, for messages."""
-    return tuple(f.key.name for f in families)
+def _remoteness(family: Family) -> float:
+    return 1.0 + 1.0 / max(1, family.n_groups)

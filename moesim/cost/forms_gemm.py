@@ -15,6 +15,8 @@ from moesim.ops import GemmShape
 __all__ = ["GEMM", "GemmParams", "alignment", "pad_to", "wave_factor"]
 
 _TILES = ((16, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 128))
+_TILE_ROWS, _TILE_COLUMNS = np.asarray(_TILES, dtype=np.float64).T
+_TILE_EDGES = 1.0 / _TILE_ROWS + 1.0 / _TILE_COLUMNS
 _LARGEST = 1.0 / 256 + 1.0 / 128
 
 
@@ -43,16 +45,13 @@ def _terms(shape: GemmShape, p: GemmParams, target: Target) -> Terms:
     m, n, k = (np.asarray(v, dtype=np.float64) for v in (shape.m, shape.n, shape.k))
     units, batch = target.n_compute_units, np.asarray(shape.n_batch, dtype=np.float64)
     rate = target.peak_flop_per_s * p.compute_frac
-    compute: Array | None = None
-    for rows, columns in _TILES:
-        tiles = batch * np.ceil(m / rows) * np.ceil(n / columns)
-        flops = 2.0 * tiles * rows * columns * (k + p.depth_half)
-        reuse = (1.0 + p.tile_half * (1.0 / rows + 1.0 / columns)) / (1.0 + p.tile_half * _LARGEST)
-        fill = np.minimum(1.0, tiles / units) ** -p.split_power
-        waves = np.where(tiles > units, wave_factor(tiles / units, p.wave_frac), fill)
-        time = flops * reuse * waves / rate
-        compute = time if compute is None else np.minimum(compute, time)
-    assert compute is not None
+    by_tile = (..., *(None,) * max(np.ndim(x) for x in (m, n, k, batch)))
+    rows, columns, reuse = _TILE_ROWS[by_tile], _TILE_COLUMNS[by_tile], 1.0 + p.tile_half * _TILE_EDGES[by_tile]
+    tiles = batch * np.ceil(m / rows) * np.ceil(n / columns)
+    flops = 2.0 * tiles * rows * columns * (k + p.depth_half)
+    fill = np.minimum(1.0, tiles / units) ** -p.split_power
+    waves = np.where(tiles > units, wave_factor(tiles / units, p.wave_frac), fill)
+    compute = (flops * (reuse / (1.0 + p.tile_half * _LARGEST)) * waves).min(axis=0) / rate
     moved = batch * (n * k * target.weight_bytes + m * k * target.activation_bytes + m * n * 2.0)
     streams = np.minimum(1.0, batch * np.ceil(n / 64) * np.maximum(1.0, np.ceil(m / 128)) / units) ** p.split_power
     memory = (moved + p.bytes_half) / (target.memory_bytes_per_s * p.memory_frac * streams)

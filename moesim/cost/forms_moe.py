@@ -16,7 +16,7 @@ from moesim.ops import MoeShape
 
 __all__ = ["MOE", "MoeParams", "row_tiles"]
 
-_ROWS = (16, 64, 128)
+_ROWS = np.asarray([16.0, 64.0, 128.0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class MoeParams(Parameters):
     power: float = param(4.0, 1.0, 12.0, "", "exponent of the smooth maximum of compute and memory")
 
 
-def row_tiles(n_assignments: Array, n_experts_hit: Array, max_expert_tokens: Array, rows: int) -> Array:
+def row_tiles(n_assignments: Array, n_experts_hit: Array, max_expert_tokens: Array, rows: int | Array) -> Array:
     """Row tiles that the hit experts fill, from load statistics.
 
     Between equal loads, H ceil(A / H / rows), and exponentially distributed ones, H / (1 - exp(-rows H / A)), by the ratio of
@@ -74,17 +74,15 @@ def _terms(shape: MoeShape, p: MoeParams, target: Target) -> Terms:
     units, part = target.n_compute_units, p.padding_frac
     n_up, n_down = _padded(up * f, 128, part), _padded(d, 256, part)
     k_up, k_down = _padded(d, 128, part), _padded(f, 128, part)
-    compute: Array | None = None
-    for rows in _ROWS:
-        tiles = row_tiles(pairs, hit, hottest, rows)
-        reuse = (1.0 + p.tile_half / rows) / (1.0 + p.tile_half / 128.0)
-        work = np.zeros(())
-        for n, k, depth, columns in ((n_up, k_up, d, up * f), (n_down, k_down, f, d)):
-            waves = wave_factor(tiles * np.ceil(columns / 128) / units, p.wave_frac)
-            work = work + 2.0 * rows * tiles * n * k * (1.0 + p.depth_half / depth) * waves
-        time = np.asarray(work * reuse / (target.peak_flop_per_s * p.compute_frac))
-        compute = time if compute is None else np.minimum(compute, time)
-    assert compute is not None
+    # tile heights along a new first axis; the best one counts
+    rows = _ROWS[(..., *(None,) * max(np.ndim(x) for x in (pairs, hit, hottest, d, f)))]
+    tiles = row_tiles(pairs, hit, hottest, rows)
+    reuse = (1.0 + p.tile_half / rows) / (1.0 + p.tile_half / 128.0)
+    work = np.zeros(())
+    for n, k, depth, columns in ((n_up, k_up, d, up * f), (n_down, k_down, f, d)):
+        waves = wave_factor(tiles * np.ceil(columns / 128) / units, p.wave_frac)
+        work = work + 2.0 * rows * tiles * n * k * (1.0 + p.depth_half / depth) * waves
+    compute = np.asarray((work * reuse).min(axis=0) / (target.peak_flop_per_s * p.compute_frac))
     weights = hit * (up + 1.0) * d * f * target.weight_bytes
     streams = np.minimum(1.0, hit * np.ceil(up * f / 128) / units) ** p.split_power
     memory = (weights + p.bytes_half) / (target.memory_bytes_per_s * p.memory_frac * streams)

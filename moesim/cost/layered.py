@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moesim.cost.estimate import CalibratedOps
+from moesim.cost.estimate import CalibratedOps, known_costs
 from moesim.cost.result import OpCost
 from moesim.ops import Op
 from moesim.specs.hardware import DeviceSpec
@@ -30,3 +31,13 @@ class LayeredCalibration:
             if found is not None:
                 return found
         return None
+
+    def cost_all(self, ops: Sequence[Op], device: DeviceSpec) -> list[OpCost | None]:
+        """`cost` of each operator, those that one calibration knows together."""
+        found: list[OpCost | None] = [None] * len(ops)
+        left = list(range(len(ops)))
+        for layer in self.layers:
+            for i, cost in zip(left, known_costs(layer, [ops[i] for i in left], device), strict=True):
+                found[i] = cost
+            left = [i for i in left if found[i] is None]
+        return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moesim.calibrate.store import calibration_names, find_calibration
 from moesim.cost import CalibratedOps
+from moesim.cost.forms_eager import EAGER_KERNELS
 from moesim.cost.layered import LayeredCalibration
 from moesim.errors import InputError
 
@@ -21,12 +22,14 @@ def calibration_for(name: str | None, device: str) -> CalibratedOps | None:
     """The calibration for `device`, with the device's collectives beneath it where the stack has none of its own.
 
     Args:
-        name: ``device/stack``, a stack of this device, a file, ``none``, or None for the device's first by `PREFERRED_STACKS`.
+        name: ``device/stack``, a stack of this device, a file, ``none``, or None for the device's first by `PREFERRED_STACKS`;
+            of a profile of whole PyTorch layers also ``stack:KERNEL`` (looped, grouped, padded, transformers, user), in place of
+            the kernel that was found to be the fastest.
         device: catalog name of the device.
 
     Raises:
         CatalogError: no calibration of this name.
-        InputError: it belongs to another device.
+        InputError: it belongs to another device, or has no such kernel.
     """
     if name == NO_CALIBRATION:
         return None
@@ -36,12 +39,21 @@ def calibration_for(name: str | None, device: str) -> CalibratedOps | None:
         if not chosen:
             return None
         name = chosen[0]
+    name, kernel = _split(name)
     found = find_calibration(own.get(name, name))
     if found.device != device:
         raise InputError(
             "belongs to another device", field="calibration", value=name, allowed=", ".join(own.values()) or NO_CALIBRATION,
             hint=f"the hardware is {device}",
         )  # fmt: skip
+    if kernel:
+        found = found.with_kernel(kernel)
     if COLLECTIVES_STACK in own and found.stack != COLLECTIVES_STACK:
         return LayeredCalibration((found, find_calibration(own[COLLECTIVES_STACK])))
     return found
+
+
+def _split(name: str) -> tuple[str, str]:
+    """``stack:KERNEL`` as two; a path may hold a colon, so only what follows the last one and is a known kernel counts."""
+    head, _, kernel = name.rpartition(":")
+    return (head, kernel) if head and kernel in EAGER_KERNELS else (name, "")

@@ -73,7 +73,7 @@ def test_outliers_do_not_pull_the_fit():
 
 def test_held_out_errors_and_coverage_match_the_noise(tmp_path):
     table = MeasurementTable.of(gemm_frame(noise=0.05))
-    (calibration,) = fit_tables(table, DEVICE, settings=SETTINGS, date="2026-01-01")
+    (calibration,) = fit_tables(table, DEVICE, settings=SETTINGS, date="2026-01-01").calibrations
     held_out = calibration.families[0].held_out
     assert held_out.n_groups == 20
     assert 0.025 < held_out.median_frac < 0.06  # noise of 5% has a median of 3.4%
@@ -92,7 +92,7 @@ def test_held_out_errors_and_coverage_match_the_noise(tmp_path):
 
 
 def test_a_calibration_costs_operators_and_says_when_it_extrapolates():
-    (calibration,) = fit_tables(MeasurementTable.of(gemm_frame()), DEVICE, settings=SETTINGS)
+    (calibration,) = fit_tables(MeasurementTable.of(gemm_frame()), DEVICE, settings=SETTINGS).calibrations
     m, n, k = 256.0, 4096.0, 4096.0
     op = Op("x", OpKind.GEMM, Work(2 * m * n * k, (n * k + m * k) * 2, m * n * 2), GemmShape(m, n, k))
     cost = calibration.cost(op, DEVICE)
@@ -114,7 +114,7 @@ def test_too_few_points_and_wrong_devices_are_told():
     with pytest.raises(InputError, match="another device"):
         fit_tables(MeasurementTable.of(frame), load_device("b200_sxm"))
     one_shape = frame[(frame.n == 512) & (frame.k == 512)]
-    (calibration,) = fit_tables(MeasurementTable.of(one_shape), DEVICE, settings=SETTINGS)
+    (calibration,) = fit_tables(MeasurementTable.of(one_shape), DEVICE, settings=SETTINGS).calibrations
     assert calibration.families[0].held_out is None  # one shape: nothing to leave out, and it says so
 
 
@@ -135,7 +135,7 @@ def test_the_kernel_whose_measurements_lie_nearest_is_used():
     frame = gemm_frame(noise=0.0)
     small, large = frame[frame.n <= 1024].assign(kernel="small"), frame[frame.n >= 4096].assign(kernel="large")
     large = large.assign(measured_s=large.measured_s * 2)
-    (calibration,) = fit_tables(MeasurementTable.of(pd.concat([small, large])), DEVICE, settings=SETTINGS)
+    (calibration,) = fit_tables(MeasurementTable.of(pd.concat([small, large])), DEVICE, settings=SETTINGS).calibrations
     for n, kernel in ((700.0, "small"), (9000.0, "large")):
         family, _ = calibration.nearest("gemm", "bf16", GemmShape(64.0, n, 2048.0))
         assert family.key.kernel == kernel

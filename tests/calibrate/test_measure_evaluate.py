@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.calibrate.measure.eager_form import EAGER_MOE, EagerMoeParams
 from moesim.calibrate.measure.evaluate import evaluate_profile, predict_new
 from moesim.calibrate.tables import read_table, shape_of
 from moesim.cost.forms import Target, physical_time
+from moesim.cost.forms_eager import EAGER_MOE, EagerMoeParams
 from moesim.errors import InputError
 from moesim.ops import MoeShape
 

@@ -1,7 +1,7 @@
 """How well layers of a profile are predicted by a fit that never saw their shape, and the ratio of dense to MoE. No torch here.
 
-Each shape is left out in turn, with its dense twins; the physical form `EAGER_MOE` is fitted to the others and asked for it. No
-correction is used, so what is reported is what eight readable parameters can do.
+Each shape is left out in turn, with its dense twins; the physical form of eager layers is fitted to the others and asked for it.
+No correction is used, so what is reported is what eight readable parameters can do.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 from moesim.calibrate.fit import target_of
 from moesim.calibrate.fit_params import fit_params
-from moesim.calibrate.measure.eager_form import EAGER_MOE
 from moesim.calibrate.tables import TEXTS, FamilyRows, MeasurementTable, shape_of
 from moesim.cost.forms import Array, Target, physical_time
+from moesim.cost.forms_all import form_of
 from moesim.errors import InputError
 from moesim.specs.catalog import load_device
 from moesim.specs.hardware import DeviceSpec
@@ -119,20 +119,10 @@ def _left_out(rows: FamilyRows, target: Target) -> pd.DataFrame:
 
 
 def _predict(seen: pd.DataFrame, asked: pd.DataFrame, target: Target) -> Array:
-    seen, asked = _as_run(seen), _as_run(asked)
+    form = form_of("moe", str(seen["kernel"].iloc[0]))
     measured = seen["measured_s"].to_numpy(dtype=np.float64)
-    params = fit_params(EAGER_MOE, shape_of("moe", seen), target, measured).params
-    return physical_time(EAGER_MOE.terms(shape_of("moe", asked), params, target), params.values()["power"])
-
-
-def _as_run(rows: pd.DataFrame) -> pd.DataFrame:
-    """What a kernel computes: `padded` runs every expert held, each with as many rows as the hottest."""
-    is_padded = rows["kernel"] == "padded"
-    pairs = rows["n_local_experts"] * rows["max_expert_tokens"]
-    return rows.assign(
-        n_assignments=rows["n_assignments"].where(~is_padded, pairs),
-        n_experts_hit=rows["n_experts_hit"].where(~is_padded, rows["n_local_experts"]),
-    )
+    params = fit_params(form, shape_of("moe", seen), target, measured).params
+    return physical_time(form.terms(shape_of("moe", asked), params, target), params.exponent)
 
 
 def _twins(dense: pd.DataFrame, moe: pd.DataFrame, twin: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Physical form of an MoE layer that runs its experts one after the other, as eager PyTorch does. No torch here.
+"""Physical form of an MoE layer that runs its experts one after the other, as eager PyTorch does.
 
 Letters: A token-expert pairs, H experts hit, E experts held, D hidden size, F expert width, T tokens.
 
@@ -6,8 +6,8 @@ Letters: A token-expert pairs, H experts hit, E experts held, D hidden size, F e
 
 A loop has no waves and no tiles across experts; each expert that is hit costs its calls, its weights are read once, and its rows
 are multiplied. With p near 1 reading and multiplying do not overlap (a core that streams weights through one product). A dense
-layer is the case A = T, H = E = 1. Meant for kernels `looped`, `grouped`, `padded`, `dense` and `transformers` on a CPU, where
-the form of fused GPU kernels misses the cost per expert.
+layer is the case A = T, H = E = 1. The form of fused GPU kernels misses the cost per expert, so kernels in `EAGER_KERNELS`, which
+`moesim calibrate profile` measures, use this one. `padded` runs every expert held, each with as many rows as the hottest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from moesim.cost.forms import Array, Parameters, Target, Terms, param, stack_fea
 from moesim.cost.forms_moe import MOE
 from moesim.ops import MoeShape
 
-__all__ = ["EAGER_MOE", "EagerMoeParams"]
+__all__ = ["EAGER_KERNELS", "EAGER_MOE", "EAGER_PADDED_MOE", "EagerMoeParams"]
+
+#: Eager kernels in the order in which one is taken where nothing says which is best. All time whole layers: router, permute,
+#: experts and combine.
+EAGER_KERNELS = ("looped", "grouped", "padded", "transformers", "user", "dense")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +80,20 @@ EAGER_MOE = replace(
         "log local experts", "log compute/memory", "log memory/overhead",
     ),
 )  # fmt: skip
+
+
+def _as_padded(shape: MoeShape) -> MoeShape:
+    local = np.asarray(shape.n_local_experts, dtype=np.float64)
+    pairs = local * np.asarray(shape.max_expert_tokens, dtype=np.float64)
+    return replace(shape, n_assignments=pairs, n_padded=pairs, n_experts_hit=local)
+
+
+def _padded_terms(shape: MoeShape, p: EagerMoeParams, target: Target) -> Terms:
+    return _terms(_as_padded(shape), p, target)
+
+
+def _padded_features(shape: MoeShape, p: EagerMoeParams, target: Target, t: Terms) -> Array:
+    return _features(_as_padded(shape), p, target, t)
+
+
+EAGER_PADDED_MOE = replace(EAGER_MOE, terms=_padded_terms, features=_padded_features)
