@@ -9,7 +9,7 @@ from typing import Any
 
 import simpy
 
-from moesim.errors import ConservationError
+from moesim.errors import ConservationError, InputError
 from moesim.sim.serving.engine import Engine
 from moesim.sim.serving.metrics import Recorder
 from moesim.sim.serving.requests import Outcome, Request, Sequence
@@ -96,7 +96,15 @@ class Cluster:
         self.submit(request)
 
     def submit(self, request: Request) -> None:
-        """Route a request, or turn it away."""
+        """Route a request, or turn it away.
+
+        Raises:
+            InputError: prefix hashes that do not name whole KV blocks.
+        """
+        block_size = self.engines[0].ranks[0].pool.block_size
+        if request.prefix_hashes and request.hash_tokens % block_size:
+            raise InputError("must be a multiple of the KV block", field="hash_tokens", value=request.hash_tokens,
+                             allowed=f"multiples of {block_size}")  # fmt: skip
         self.recorder.totals.submitted += 1
         outcome = self._refusal(request)
         if outcome is not None:

@@ -16,11 +16,23 @@ __all__ = ["Cohort"]
 class Cohort:
     """All decoding sequences of one rank. `step` counts decode passes scheduled so far."""
 
-    __slots__ = ("_bases", "_heap", "_longest", "_residues", "_sum", "block_size", "growth", "members", "step")
+    __slots__ = (
+        "_bases",
+        "_heap",
+        "_longest",
+        "_residues",
+        "_sum",
+        "block_size",
+        "growth",
+        "is_reserved",
+        "members",
+        "step",
+    )
 
     def __init__(self, block_size: int, growth: float = 1.0) -> None:
         self.block_size, self.growth = block_size, growth
         self.step = 0
+        self.is_reserved = False
         self.members: dict[int, Sequence] = {}
         self._heap: list[tuple[int, int, Sequence]] = []
         self._sum = 0.0
@@ -80,7 +92,9 @@ class Cohort:
         return done
 
     def new_blocks(self, n_steps: int) -> int:
-        """Blocks that the next `n_steps` passes need beyond what the members hold."""
+        """Blocks that the next `n_steps` passes need beyond what the members hold; none where all were reserved at once."""
+        if self.is_reserved:
+            return 0
         if self.growth != 1.0:
             return self._stretched(n_steps)
         size, residues = self.block_size, self._residues

@@ -58,6 +58,7 @@ class Batch:
     first_pass: int
     firsts: list[tuple[int, Sequence]] = field(default_factory=list)
     finishers: list[tuple[int, Sequence]] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)
 
     @property
     def matters(self) -> bool:
@@ -76,6 +77,8 @@ class Engine:
         self.env, self.ranks, self.policy, self.cost, self.overheads = env, ranks, policy, cost, overheads
         self.recorder, self.max_jump, self.hand_over, self.name = recorder, MAX_JUMP if jump else 1, hand_over, name
         self.on_finished = on_finished
+        for rank in ranks:
+            rank.cohort.is_reserved = policy.reserves
         self.inbox: deque[tuple[float, int, Sequence]] = deque()
         self.inflight: deque[Batch] = deque()
         self.open: Batch | None = None
@@ -171,9 +174,9 @@ class Engine:
                 return
             if keep:
                 self._drain(at_s)
-                if not all(self.policy.is_steady(rank) for rank in self.ranks):
-                    self._settle(run, keep, at_s)
-                    return
+            if not all(self.policy.is_steady(rank) for rank in self.ranks):
+                self._settle(run, keep or self._first_decision(run, at_s), at_s)
+                return
 
     def _decision_s(self, run: Batch, n: int) -> float:
         """When the pass after `n` of a run is scheduled."""
@@ -195,6 +198,9 @@ class Engine:
             self.ranks[rank].waiting.append(seq)
 
     def _schedule(self) -> Batch | None:
+        for rank in self.ranks:
+            if rank.waiting:
+                self.policy.take_over(rank, self.now)
         if self.max_jump > 1:
             run = self._plan_run()
             if run is not None:
@@ -268,6 +274,10 @@ class Engine:
         ends = np.cumsum(seconds)
         previous_s = self.last_end_s if self.inflight else self.now
         run = self.open = Batch(ends, float(ends[-1]), start_s, previous_s, n_decode, self.n_passes)
+        for rank in self.ranks:
+            # The first pass is scheduled now, before the pass under way gives anything back.
+            run.taken.append(rank.cohort.new_blocks(1))
+            rank.pool.take(run.taken[-1])
         return run
 
     def _pass_s(self, works: list[RankWork]) -> float:
@@ -298,7 +308,7 @@ class Engine:
             if not len(rank.cohort):
                 rank.cohort.step += n_steps
                 continue
-            rank.pool.take(rank.cohort.new_blocks(n_steps))
+            rank.pool.take(rank.cohort.new_blocks(n_steps) - run.taken[i])
             done = rank.cohort.advance(n_steps)
             rank.leaving += len(done)
             run.finishers += [(i, seq) for seq in done]
@@ -325,7 +335,8 @@ class Engine:
         for index, seq in batch.firsts:
             if seq.first_s < 0.0:
                 seq.first_s = end_s
-            self.ranks[index].publish(seq)
+            if seq.computed >= seq.target:
+                self.ranks[index].publish(seq)
         for index, seq in batch.finishers:
             rank = self.ranks[index]
             rank.leaving -= 1

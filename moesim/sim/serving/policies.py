@@ -18,6 +18,8 @@ class Policy:
 
     name = "base"
     depth = 1
+    #: Whether blocks for the longest output are taken when a sequence starts.
+    reserves = False
 
     def __init__(self, *, overlapped: bool = True) -> None:
         self.depth = 2 if overlapped else 1
@@ -25,6 +27,13 @@ class Policy:
     def plan(self, rank: Rank, now: float) -> Plan:
         """The next pass of a rank; changes its state as if the pass were under way."""
         raise NotImplementedError
+
+    def take_over(self, rank: Rank, now: float) -> None:
+        """Let sequences at the head of the queue that were prefilled elsewhere join the decodes."""
+        while rank.waiting and rank.waiting[0].prefilled_elsewhere and rank.n_running < rank.limits.max_num_seqs:
+            if not rank.admit_decoding(rank.waiting[0], now):
+                return
+            rank.waiting.popleft()
 
     def is_blocked(self, rank: Rank) -> bool:
         """True if the head of the queue cannot start before something running ends, however many decodes pass."""
@@ -42,12 +51,14 @@ class Policy:
 
     def _fits_first(self, rank: Rank) -> bool:
         seq = rank.waiting[0]
+        if seq.prefilled_elsewhere:
+            return rank.pool.blocks_for(seq.target) <= rank.pool.n_free
         n_hits = rank.reuse_prefix(seq)
-        cached = n_hits * seq.request.hash_tokens
-        n = min(seq.target - cached, rank.limits.max_num_batched_tokens)
-        hit = seq.request.prefix_hashes[:n_hits]
-        need = rank.pool.blocks_for(cached + n) - rank.pool.blocks_for(cached)
-        return need + rank.pool.n_idle_among(hit) <= rank.pool.n_free
+        left = seq.target - n_hits * seq.request.hash_tokens
+        budget = rank.limits.max_num_batched_tokens - len(rank.cohort) * rank.tokens_per_decode
+        if left > budget and not rank.limits.chunked_prefill:
+            return False
+        return budget > 0 and rank.need(seq, min(left, budget), n_hits) <= rank.pool.n_free
 
 
 class VllmPolicy(Policy):
@@ -146,6 +157,10 @@ class SglangPolicy(Policy):
             rank.decode(plan)
         return plan
 
+    def is_blocked(self, rank: Rank) -> bool:
+        """Only a lack of slots is sure to last: what running sequences may still need shrinks from pass to pass."""
+        return not rank.waiting or rank.n_running >= rank.limits.max_num_seqs
+
     def _fits_first(self, rank: Rank) -> bool:
         seq = rank.waiting[0]
         still = sum(max(0, s.finish_step - rank.cohort.step) for s in rank.cohort.members.values())
@@ -162,6 +177,7 @@ class TrtllmPolicy(VllmPolicy):
     """
 
     name = "trtllm"
+    reserves = True
 
     def _start(self, rank: Rank, plan: Plan, budget: int, now: float) -> None:
         limits = rank.limits
@@ -185,7 +201,9 @@ class TrtllmPolicy(VllmPolicy):
 
     def _fits_first(self, rank: Rank) -> bool:
         seq = rank.waiting[0]
-        return rank.pool.blocks_for(seq.final_context) <= rank.pool.n_free
+        n_hits = rank.reuse_prefix(seq)
+        n = min(seq.target - n_hits * seq.request.hash_tokens, rank.limits.max_num_batched_tokens)
+        return rank.need(seq, n, n_hits, seq.final_context) <= rank.pool.n_free
 
 
 class StaticPolicy(Policy):
@@ -196,6 +214,7 @@ class StaticPolicy(Policy):
     """
 
     name = "static"
+    reserves = True
 
     def __init__(self, *, overlapped: bool = True) -> None:
         super().__init__(overlapped=False)

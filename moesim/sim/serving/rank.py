@@ -131,17 +131,23 @@ class Rank:
         request = seq.request
         return self.pool.hits(request.prefix_hashes, request.hash_tokens, request.input_tokens)
 
+    def need(self, seq: Sequence, n_tokens: int, n_hits: int, room_for: int = 0) -> int:
+        """Free blocks that starting a waiting sequence takes, cached ones that nobody uses included."""
+        cached = n_hits * seq.request.hash_tokens
+        new = self.pool.blocks_for(max(cached + n_tokens, room_for)) - self.pool.blocks_for(cached)
+        return new + self.pool.n_idle_among(seq.request.prefix_hashes[:n_hits])
+
     def admit(self, seq: Sequence, n_tokens: int, n_hits: int, now: float, *, room_for: int = 0) -> bool:
         """Move the head of the queue into the batch with its first `n_tokens` uncached tokens; False if blocks are short.
 
         `room_for` reserves blocks for that many tokens at once (policies that never evict).
         """
         request, pool = seq.request, self.pool
+        if self.need(seq, n_tokens, n_hits, room_for) > pool.n_free:
+            return False
         hit = request.prefix_hashes[:n_hits]
         cached = n_hits * request.hash_tokens
         need = pool.blocks_for(max(cached + n_tokens, room_for)) - pool.blocks_for(cached)
-        if need + pool.n_idle_among(hit) > pool.n_free:
-            return False
         pool.share(hit)
         pool.take(need)
         seq.shared, seq.held = hit, pool.blocks_for(cached) + need

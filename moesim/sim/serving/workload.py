@@ -19,13 +19,13 @@ BLOCK = 4096
 def draw_lengths(spec: LengthSpec, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """`n` token counts, at least 1 each."""
     if spec.kind is LengthKind.FIXED:
-        return np.full(n, spec.tokens, dtype=np.int64)
+        return np.full(n, spec.tokens or 1, dtype=np.int64)
     if spec.kind is LengthKind.UNIFORM:
         return np.asarray(rng.integers(spec.low or 1, (spec.high or 1) + 1, n), dtype=np.int64)
     if spec.kind is LengthKind.EMPIRICAL:
         return np.asarray(rng.choice(np.asarray(spec.values, dtype=np.int64), n))
     drawn = np.rint((spec.median or 1) * np.exp(rng.standard_normal(n) * (spec.sigma or 1.0)))
-    return np.clip(drawn, spec.low or 1, spec.high or 10**9).astype(np.int64)
+    return np.asarray(np.clip(drawn, spec.low or 1, spec.high or 10**9), dtype=np.int64)
 
 
 def arrival_times(spec: ArrivalSpec, rng: np.random.Generator) -> Iterator[Floats]:
