@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,19 +33,32 @@ class Pass:
     `cached_tokens` is a reused prefix or the chunks before. `batch` and `cached_tokens` may be arrays: one axis of points, or
     grids that end in two axes of length 1, which stand for layers and ranks.
 
+    `group_batch` and `group_cached` give every attention-DP group its own sequences (`batch` is their sum) and its own mean
+    context, where groups are not alike.
+
     Raises:
-        ValueError: a grid whose last two axes would be taken for layers and ranks.
+        ValueError: a grid whose last two axes would be taken for layers and ranks; groups that do not add up.
     """
 
     phase: Phase
     batch: Num
     new_tokens: Num = 1.0
     cached_tokens: Num = 0.0
+    group_batch: tuple[int, ...] | None = None
+    group_cached: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.group_batch is not None:
+            if sum(self.group_batch) != self.batch or min(self.group_batch) < 0:
+                raise ValueError("group_batch must add up to batch")
+            if self.group_cached is not None and len(self.group_cached) != len(self.group_batch):
+                raise ValueError("group_cached needs a context for each group")
+            return
         for value in (self.batch, self.new_tokens, self.cached_tokens):
             if isinstance(value, np.ndarray) and value.ndim > 1 and value.shape[-2:] != (1, 1):
-                raise ValueError(f"a grid must end in two axes of length 1, for layers and ranks; got shape {value.shape}")
+                raise ValueError(
+                    f"a grid must end in two axes of length 1, for layers and ranks; got shape {value.shape}"
+                )
 
     @property
     def n_tokens(self) -> Num:
@@ -72,10 +85,27 @@ class Context:
     def of(cls, model: ModelSpec, parallel: ParallelSpec, step: Pass) -> Context:
         """Split the pass: whole sequences over attention-DP ranks (the fullest one counts), prefill tokens over CP ranks."""
         dp, cp = parallel.dp_size, parallel.cp_size
+        if step.group_batch is not None:
+            return cls._of_groups(model, parallel, step, step.group_batch)
         sequences = step.batch if dp == 1 else ceil_div(step.batch, dp)
         tokens = sequences * step.new_tokens
         if cp > 1 and step.phase is Phase.PREFILL:
             tokens = tokens / cp
+        return cls(model, parallel, step, sequences, tokens)
+
+    @classmethod
+    def _of_groups(cls, model: ModelSpec, parallel: ParallelSpec, step: Pass, groups: tuple[int, ...]) -> Context:
+        """Every rank's own share, [1, R]: groups of neighbouring ranks differ in sequences and contexts."""
+        if len(groups) != parallel.dp_size:
+            raise ValueError(f"{len(groups)} groups for {parallel.dp_size} attention-DP ranks")
+        n_inside = parallel.n_stage_ranks // parallel.dp_size
+        sequences = np.repeat(np.asarray(groups, dtype=float), n_inside)[None, :]
+        if step.group_cached is not None:
+            cached = np.repeat(np.asarray(step.group_cached, dtype=float), n_inside)[None, :]
+            step = replace(step, cached_tokens=cached)
+        tokens = sequences * step.new_tokens
+        if parallel.cp_size > 1 and step.phase is Phase.PREFILL:
+            tokens = tokens / parallel.cp_size
         return cls(model, parallel, step, sequences, tokens)
 
     @property
@@ -160,7 +190,9 @@ def causal_pairs(new_tokens: Num, cached_tokens: Num, window: int | None) -> Num
         return new_tokens * cached_tokens + new_tokens * (new_tokens + 1.0) * 0.5
     width = float(window)
     growing = minimum(new_tokens, _at_least_zero(width - cached_tokens))
-    seen: Num = growing * minimum(cached_tokens, width) + growing * (growing + 1.0) * 0.5 + (new_tokens - growing) * width
+    seen: Num = (
+        growing * minimum(cached_tokens, width) + growing * (growing + 1.0) * 0.5 + (new_tokens - growing) * width
+    )
     return seen
 
 

@@ -58,14 +58,24 @@ class Routed:
         tokens = tokens_per_source(step, layout)
         return {key: router.sample_rank_counts(tokens, rng) for key, router in self.routers.items()}
 
-    def drawn(self, ffn: MoeFfn, indices: tuple[int, ...], step: Pass, layout: ExpertLayout, counts: Counts) -> MoeLoad:
+    def drawn(
+        self,
+        ffn: MoeFfn,
+        indices: tuple[int, ...],
+        step: Pass,
+        layout: ExpertLayout,
+        counts: Counts,
+        *,
+        pairs: bool = False,
+    ) -> MoeLoad:
         """Load of every rank from `draw`, without what exceeds the experts' capacity."""
         tokens = tokens_per_source(step, layout).astype(float)
         of_layers = counts[_key(ffn)][self.rows(ffn, indices)]
         if self.spec.capacity_factor is not None:
             capacity = expert_capacity(int(tokens.sum()), *_key(ffn), self.spec.capacity_factor)
             of_layers = _capped(of_layers, capacity)
-        return drawn_load(of_layers, tokens, self._placement(ffn, indices), _limited(layout, ffn), ffn.num_experts_per_tok)
+        placement, layout = self._placement(ffn, indices), _limited(layout, ffn)
+        return drawn_load(of_layers, tokens, placement, layout, ffn.num_experts_per_tok, pairs=pairs)
 
     def _placement(self, ffn: MoeFfn, indices: tuple[int, ...]) -> Placement:
         whole = self.placements[_key(ffn)]
@@ -145,7 +155,10 @@ def tokens_per_source(step: Pass, layout: ExpertLayout) -> NDArray[np.int64]:
         return np.asarray([round(float(step.n_tokens))], dtype=np.int64)
     if layout.attention_dp_size is None:
         return _dealt(round(float(step.n_tokens)), layout.n_ranks)
-    sequences = _dealt(round(float(step.batch)), layout.attention_dp_size)
+    if step.group_batch is not None:
+        sequences = np.asarray(step.group_batch, dtype=np.int64)
+    else:
+        sequences = _dealt(round(float(step.batch)), layout.attention_dp_size)
     n_inside, new = layout.n_ranks // layout.attention_dp_size, round(float(step.new_tokens))
     return np.concatenate([_dealt(int(n) * new, n_inside) for n in sequences])
 
@@ -157,6 +170,8 @@ def _fullest_source(step: Pass, layout: ExpertLayout) -> Num:
     if layout.attention_dp_size is None:
         return step.n_tokens / float(layout.n_ranks)
     n_inside = layout.n_ranks // layout.attention_dp_size
+    if step.group_batch is not None:
+        return float(max(step.group_batch)) * step.new_tokens / float(n_inside)
     return ceil_div(step.batch, float(layout.attention_dp_size)) * step.new_tokens / float(n_inside)
 
 

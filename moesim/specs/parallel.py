@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from moesim.errors import ParallelError
 from moesim.specs.base import Count, Frozen, Natural
 from moesim.specs.model import GqaAttention, MlaAttention, ModelSpec, MoeFfn
 
-__all__ = ["ParallelSpec"]
+__all__ = ["Overlap", "ParallelSpec"]
+
+
+class Overlap(StrEnum):
+    """What runs beside communication: nothing, shared experts beside the dispatch, or another half of the batch.
+
+    True and false stand for shared experts and nothing, also in files. An overlap is true unless it is `none`.
+    """
+
+    NONE = "none"
+    SHARED_EXPERTS = "shared_experts"
+    TWO_BATCH = "two_batch"
+
+    @classmethod
+    def of(cls, value: Overlap | bool) -> Overlap:
+        """The overlap that a plain yes or no stands for.
+
+        >>> Overlap.of(True)
+        <Overlap.SHARED_EXPERTS: 'shared_experts'>
+        """
+        if isinstance(value, Overlap):
+            return value
+        return cls.SHARED_EXPERTS if value else cls.NONE
+
+    def __bool__(self) -> bool:
+        return self is not Overlap.NONE
 
 
 class ParallelSpec(Frozen):

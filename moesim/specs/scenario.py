@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from moesim.specs.base import Count, Flag, Frozen, Natural, Number
 from moesim.specs.dtypes import Dtype
-from moesim.specs.parallel import ParallelSpec
+from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.routing import RoutingSpec
 from moesim.specs.workload import WorkloadSpec
 
@@ -58,6 +58,11 @@ class Engine(StrEnum):
     FLOW = "flow"
 
 
+def _overlap(value: Any) -> Any:
+    """Files may say true and false, as they could before there was a choice."""
+    return Overlap.of(value) if isinstance(value, bool) else value
+
+
 class SystemSpec(Frozen):
     """One system on the scenario's hardware; instances of it fill the devices.
 
@@ -74,7 +79,7 @@ class SystemSpec(Frozen):
     member_skew: Number = Field(default=0.0, ge=0)
     weight_dtype: Dtype | None = None
     kv_dtype: Dtype | None = None
-    overlap: Flag = False
+    overlap: Annotated[Overlap, BeforeValidator(_overlap)] = Overlap.NONE
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> Self:

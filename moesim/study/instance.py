@@ -16,8 +16,9 @@ from moesim.memory import MemoryReport, Serving, check_memory
 from moesim.ops import Phase, Program
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec, MoeFfn
-from moesim.specs.parallel import ParallelSpec
+from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.routing import RouterFamily, RoutingSpec
+from moesim.study.halves import HalvedCounts, halved, split_pass
 
 if TYPE_CHECKING:
     from moesim.sim import FlowResult
@@ -44,7 +45,10 @@ class Instance:
     hardware: Hardware
     cost: CostModel
     routed: Routed | None
-    overlap: bool = False
+    overlap: Overlap = Overlap.NONE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "overlap", Overlap.of(self.overlap))
 
     def balanced(self) -> Instance:
         """The same instance with perfectly even routing."""
@@ -53,26 +57,53 @@ class Instance:
         even = route_model(self.model, RoutingSpec(family=RouterFamily.BALANCED), ParallelSpec())
         return replace(self, routed=replace(even, placements=self.routed.placements))
 
-    def program(self, step: Pass, counts: Counts | None = None, *, overlap: bool | None = None) -> Program:
-        """Lower a pass, under the expected load or a drawn one."""
-        domain = self.hardware.scale_up_domain_size
-        layout = expert_layout(self.parallel, step.phase, domain)
+    def program(
+        self, step: Pass, counts: Counts | None = None, *, overlap: Overlap | bool | None = None, pairs: bool = False
+    ) -> Program:
+        """Lower a pass, under the expected load or a drawn one.
+
+        Args:
+            step: the pass.
+            counts: what `draw` gave for it.
+            overlap: instead of the instance's own.
+            pairs: keep the bytes of every pair of ranks (needs `counts`).
+        """
+        mode = self.overlap if overlap is None else Overlap.of(overlap)
+        whole = self._lower(step, counts, bool(mode), pairs)
+        halves = split_pass(step, self.parallel.dp_size) if mode is Overlap.TWO_BATCH and self._has_exchanges else None
+        if halves is None:
+            return whole
+        drawn = counts.halves if isinstance(counts, HalvedCounts) else halved(counts, halves)
+        batches = tuple(self._lower(half, part, True, pairs) for half, part in zip(halves, drawn, strict=True))
+        return replace(whole, micro_batches=batches)
+
+    def _lower(self, step: Pass, counts: Counts | None, shared: bool, pairs: bool) -> Program:
+        layout = expert_layout(self.parallel, step.phase, self.hardware.scale_up_domain_size)
 
         def load_for(ffn: MoeFfn, indices: tuple[int, ...]) -> MoeLoad:
             if self.routed is None:
                 raise ValueError("a MoE model needs a router")
             if counts is None:
                 return self.routed.expected(ffn, indices, step, layout)
-            return self.routed.drawn(ffn, indices, step, layout, counts)
+            return self.routed.drawn(ffn, indices, step, layout, counts, pairs=pairs)
 
-        return lower(self.model, self.parallel, step, load_for, overlap=self.overlap if overlap is None else overlap)
+        return lower(self.model, self.parallel, step, load_for, overlap=shared)
+
+    @property
+    def _has_exchanges(self) -> bool:
+        return (
+            self.routed is not None and self.parallel.ep_size > 1 and self.parallel.dp_size * self.parallel.cp_size > 1
+        )
 
     def draw(self, step: Pass, rng: np.random.Generator) -> Counts | None:
-        """Where every token of the pass goes; None for a dense model."""
+        """Where every token of the pass goes; None for a dense model. Two micro-batches are drawn one after the other."""
         if self.routed is None:
             return None
         layout = expert_layout(self.parallel, step.phase, self.hardware.scale_up_domain_size)
-        return self.routed.draw(step, layout, rng)
+        halves = split_pass(step, self.parallel.dp_size) if self.overlap is Overlap.TWO_BATCH else None
+        if halves is None:
+            return self.routed.draw(step, layout, rng)
+        return HalvedCounts((self.routed.draw(halves[0], layout, rng), self.routed.draw(halves[1], layout, rng)))
 
     def analytic(self, step: Pass) -> PassTime:
         """Closed form under the expected load."""
@@ -117,7 +148,7 @@ def build_instance(
     routing: RoutingSpec | None = None,
     *,
     cost: CostModel | None = None,
-    overlap: bool = False,
+    overlap: Overlap | bool = False,
     rng: np.random.Generator | None = None,
 ) -> Instance:
     """Check the split and build routers and costs.
@@ -131,4 +162,4 @@ def build_instance(
     routed = None
     if model.is_moe:
         routed = route_model(model, routing or RoutingSpec(), parallel, hardware.scale_up_domain_size, rng)
-    return Instance(model, parallel, used, cost or CostModel.of(used), routed, overlap)
+    return Instance(model, parallel, used, cost or CostModel.of(used), routed, Overlap.of(overlap))

@@ -22,7 +22,7 @@ from moesim.routing import Placement, contiguous, eplb_global, max_over_mean
 from moesim.routing.placement import trivial
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec, MoeFfn
-from moesim.specs.parallel import ParallelSpec
+from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.routing import PlacementKind, RouterFamily, RoutingSpec
 from moesim.specs.scenario import Engine
 from moesim.study.calibrated import calibration_for
@@ -153,7 +153,8 @@ def price_of_skew(
             for kind in placements:
                 for extra in sorted({_fitting(model.moe_ffn.n_routed_experts, r, n_ranks) for r in redundant}):
                     parallel = ParallelSpec(dp_size=n_ranks, ep_size=n_ranks, redundant_experts=extra)
-                    instance = Instance(model, parallel, hw, cost, base, overlap)
+                    mode = Overlap.TWO_BATCH if overlap else Overlap.NONE
+                    instance = Instance(model, parallel, hw, cost, base, mode)
                     placed = placed_instance(instance, kind)
                     step = _step(placed, phase, batch_per_rank * n_ranks, context, cached)
                     rng = np.random.default_rng(seed + 1)
