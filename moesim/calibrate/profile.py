@@ -116,7 +116,7 @@ def profile(
         n_rounds: rounds over all points; by mode if None.
         world_sizes: process counts of the collectives; 2, and more with `full`, if None; () for none.
         with_transformers: measure blocks of transformers if it is installed.
-        name: of the device in the tables and device.yaml; the catalog's if None (`cpu_generic` for a CPU).
+        name: of the device in the tables and device.yaml; the catalog's if None; for a CPU made from its model and the threads.
         only: keep points of these kinds or kernels.
         scale: sizes instead of those of the mode.
 

@@ -6,7 +6,7 @@ names, sizes are per rank, times in seconds. See docs/calibration.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,18 @@ class MeasurementTable:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    def of_kinds(self, kinds: Sequence[str]) -> MeasurementTable:
+        """Rows of these operator kinds; all if none is named.
+
+        Raises:
+            InputError: a kind that no row has.
+        """
+        there = sorted(set(self.frame["op_kind"]))
+        for kind in kinds:
+            if kind not in there:
+                raise InputError("no rows of this kind", field="kind", value=kind, allowed=", ".join(there))
+        return MeasurementTable(self.frame[self.frame["op_kind"].isin(kinds)]) if kinds else self
 
     def families(self) -> Iterator[FamilyRows]:
         """Rows apart by device, stack, version and family."""

@@ -74,11 +74,11 @@ def import_command(
     print(f"written to {out}")
 
 
-def fit_command(tables: Sequence[Path], device: str, out: Path, as_json: bool) -> None:
+def fit_command(tables: Sequence[Path], device: str, out: Path, kinds: Sequence[str], as_json: bool) -> None:
     """Fit every stack in the tables, write, and print held-out errors, what was left out and what to mind."""
     spec = load_device(device)
     link = load_link(spec.scale_up_link).bytes_per_s if spec.scale_up_link else 0.0
-    read = [read_table(path) for path in tables]
+    read = [read_table(path).of_kinds(kinds) for path in tables]
     with progress_bar() as bar:
         task = bar.add_task("fitting", total=None)
         found = fit_tables(

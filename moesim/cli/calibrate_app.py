@@ -83,13 +83,16 @@ def fit(
     out: Annotated[Path, typer.Option(help="A folder for <device>/<stack>.yaml, or one YAML file.")] = Path(
         "hardware/calibrations"
     ),
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Fit these kinds of operators only: gemm, moe, ... (once per kind).")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Fit efficiencies to measured tables, and report the error on shapes that were left out."""
     _one_thread_for_linear_algebra()
     from moesim.cli.calibrate import fit_command
 
-    fit_command(tables, device, out, json)
+    fit_command(tables, device, out, kind or [], json)
 
 
 @calibrate_app.command()

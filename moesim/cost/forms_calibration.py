@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from moesim.cost.forms import Correction, Form, Interval, Parameters, Prediction, Target, evaluate
+from moesim.cost.forms import Array, Correction, Form, Interval, Parameters, Prediction, Target, evaluate
 from moesim.cost.forms_all import form_of
 from moesim.cost.forms_batch import identity, is_scalar, price_array, price_scalars
 from moesim.cost.forms_collective import COLLECTIVES_FITTED
@@ -91,8 +91,11 @@ class Family:
         return self.key.kind == "moe" and self.key.kernel in EAGER_KERNELS
 
     def predict(self, shape: Shape) -> Prediction:
-        """Times for a shape of this family's kind."""
-        return evaluate(self.form, self.params, shape, self.target, self.correction, self.interval)
+        """Times for a shape of this family's kind; without a correction the domain is the box of the sizes that were seen."""
+        found = evaluate(self.form, self.params, shape, self.target, self.correction, self.interval)
+        if self.correction is not None or not self.domain:
+            return found
+        return replace(found, distance=np.broadcast_to(box_distance(self.domain, shape), found.time_s.shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,3 +242,15 @@ class Calibration:
 
 def _remoteness(family: Family) -> float:
     return 1.0 + 1.0 / max(1, family.n_groups)
+
+
+def box_distance(domain: Mapping[str, tuple[float, float]], shape: Shape) -> Array:
+    """0.5 inside the box of sizes that were seen, 1 + log2 of how far outside it the farthest size is."""
+    beyond: Array = np.zeros(())
+    for name, (low, high) in domain.items():
+        size = getattr(shape, name, None)
+        if low > 0.0 and size is not None:
+            values = np.asarray(size, dtype=np.float64)
+            beyond = np.maximum(beyond, np.maximum(values / high, low / np.maximum(values, 1e-9)))
+    outside = np.maximum(beyond, 1.0)
+    return np.asarray(np.where(outside > 1.0 + 1e-9, 1.0 + np.log2(outside), 0.5))

@@ -15,7 +15,7 @@ from moesim.ops import MoeShape
 
 TRUTH = EagerMoeParams(0.9, 200.0, 0.4, 0.5, 2e-4, 5e-5, 1e-6, 1.2)
 TARGET = Target(2e11, 3e10, 1)
-COMMITTED = Path(__file__).resolve().parents[2] / "hardware" / "calibrations" / "cpu_generic"
+COMMITTED = Path(__file__).resolve().parents[2] / "hardware" / "calibrations" / "cpu_epyc_1core"
 DEVICE = """name: cpu_generic
 vendor: measured
 year: 2026

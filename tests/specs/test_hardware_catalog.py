@@ -26,7 +26,7 @@ FILES = [
 DEVICES = [path.stem for kind, path in FILES if kind == "device"]
 CLUSTERS = [path.stem for kind, path in FILES if kind == "cluster"]
 LINKS = [path.stem for kind, path in FILES if kind == "link"]
-CPUS = {"cpu_generic", "xeon_6454s_2s"}
+CPUS = {"cpu_epyc_1core", "cpu_generic", "xeon_6454s_2s"}
 LABELS = {"sources", "name", "aliases", "form", "note"}
 ORIGINS = {origin.value for origin in Origin}
 # Text such as "80 GB", "3.5 us", "1.83 GHz": a number and a unit.

@@ -66,11 +66,21 @@ def device_name(device: torch.device) -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
-def catalog_name(device: torch.device) -> str:
-    """The catalog's name of the device; a name made from the maker's words if the catalog has none."""
+def catalog_name(device: torch.device, n_threads: int = 1) -> str:
+    """The catalog's name of a GPU, or one made from the maker's words; of a CPU always one of its own, with the threads used."""
     if device.type == "cpu":
-        return "cpu_generic"
+        return cpu_name(device_name(device), n_threads)
     return _catalog_of(device_name(device))
+
+
+def cpu_name(words: str, n_threads: int) -> str:
+    """A name for so many cores of a CPU.
+
+    >>> cpu_name("Intel(R) Xeon(R) Gold 6454S CPU @ 2.20GHz", 4)
+    'cpu_intel_xeon_gold_6454s_4core'
+    """
+    short = re.sub(r"\(R\)|\(TM\)|@.*|\bCPU\b|\bProcessor\b|\d+-Core", " ", words, flags=re.IGNORECASE)
+    return "_".join(["cpu", *re.findall(r"[a-z0-9]+", short.lower()), f"{n_threads}core"])
 
 
 def _catalog_of(name: str) -> str:

@@ -105,7 +105,7 @@ def prepare(request: Request) -> Session:
     header = {
         **facts,
         "format_version": FORMAT_VERSION,
-        "device": request.name or machine.catalog_name(device),
+        "device": request.name or machine.catalog_name(device, request.n_threads),
         "layer": request.layer,
     }
     partial = Partial(request.out / "partial.jsonl", header)
