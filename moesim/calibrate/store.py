@@ -6,6 +6,8 @@ domains. Without the ``.npz`` the file still loads and gives the physical form a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import zipfile
 from functools import lru_cache
@@ -20,7 +22,7 @@ from moesim.cost.forms_calibration import Calibration, ErrorStats, Family, Famil
 from moesim.errors import CatalogError, InputError, nearest
 from moesim.specs.base import Frozen
 from moesim.specs.catalog import data_dir
-from moesim.specs.load import read_yaml, validate
+from moesim.specs.load import read_text, read_yaml, validate
 
 __all__ = ["calibration_names", "find_calibration", "load_calibration", "save_calibration"]
 
@@ -29,6 +31,10 @@ _HEADER = """\
 # Parameters are parts of the peaks under `target`; relative_sd is the fit's own (null: the data do not determine it).
 # held_out: errors on shapes that the fit did not see. interval: 90% of log(measured / predicted), by what bounds the time.
 """
+
+
+#: Entry of the ``.npz`` that holds the parsed YAML.
+_PARSED = "parsed"
 
 
 class _Param(Frozen):
@@ -81,7 +87,29 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
         if family.correction is not None and key is not None:
             arrays.update(_pack(key, family.correction))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arrays[_PARSED] = _parsed_copy(path)
     np.savez_compressed(path.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
+
+
+def _parsed_copy(path: Path) -> np.ndarray:
+    """The YAML file as checked JSON with the digest of its text: reading it is a hundred times quicker than YAML."""
+    text = read_text(path)
+    file = validate(_File, read_yaml(path), str(path))
+    copy = {"sha256": _digest(text), "file": file.model_dump(mode="json")}
+    return np.frombuffer(json.dumps(copy).encode(), dtype=np.uint8)
+
+
+def _read_file(path: Path, parsed: np.ndarray | None) -> _File:
+    """The YAML file, from its parsed copy if that is of the very same text."""
+    if parsed is not None:
+        copy = json.loads(parsed.tobytes())
+        if copy["sha256"] == _digest(read_text(path)):
+            return _File.model_validate(copy["file"])
+    return validate(_File, read_yaml(path), str(path))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_calibration(path: str | Path) -> Calibration:
@@ -91,8 +119,8 @@ def load_calibration(path: str | Path) -> Calibration:
         InputError: not there, not readable, parameters missing or unknown.
     """
     path = Path(path)
-    file = validate(_File, read_yaml(path), str(path))
     arrays = _arrays(path.with_suffix(".npz"))
+    file = _read_file(path, arrays.pop(_PARSED, None))
     families = tuple(_family(f, arrays, str(path)) for f in file.families)
     return Calibration(
         file.device, file.stack, file.version, families, file.source, file.date, file.note, file.moe_kernel
@@ -203,7 +231,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         return {}
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
+            return {
+                name: stored[name] if name == _PARSED else np.asarray(stored[name], dtype=np.float64)
+                for name in stored.files
+            }
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot be read: {error}", file=str(path)) from None
 
