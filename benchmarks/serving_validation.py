@@ -57,7 +57,7 @@ def read_logs(data: Path) -> list[Log]:
         file = meta_file.with_name(f"{stem}.requests.jsonl")
         with meta_file.with_name(f"{stem}.timeseries.csv").open() as stream:
             series = list(csv.DictReader(stream))
-        logs.append(Log(stem, file, meta, [json.loads(line) for line in file.open()], series))
+        logs.append(Log(stem, file, meta, [json.loads(line) for line in file.read_text().splitlines()], series))
     return logs
 
 

@@ -16,6 +16,7 @@ from moesim.sim.serving.rank import Limits, Rank, Speculation
 from moesim.sim.serving.requests import Request
 
 FREE = Overheads()
+LIMITS = Limits(64, 512)
 
 
 class LinearCost:
@@ -41,7 +42,7 @@ class LinearCost:
 
 
 def serve(
-    requests: Iterable[Request], *, policy="vllm", limits=Limits(64, 512), blocks=4096, block_size=16, jump=True, cost=None,
+    requests: Iterable[Request], *, policy="vllm", limits=LIMITS, blocks=4096, block_size=16, jump=True, cost=None,
     overheads=FREE, dp=1, replicas=1, router=RouterKind.ROUND_ROBIN, decoders=0, transfer=None, concurrency=None,
     speculation: Speculation | None = None, overlapped=True, caching=True,
 ):  # fmt: skip

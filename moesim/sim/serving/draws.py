@@ -40,9 +40,9 @@ class LoadMoments:
 class ExpertDraws:
     """Seconds of the MoE layers of passes, by tokens and the pass's number.
 
-    At token counts on a grid (steps of at most 1.5, of 2 above 256) the router model is sampled a few times; a pass takes, in
-    each layer, mean + sd z with z from a table of standard normals whose row is the pass's number, so that a pass costs the same however it
-    is asked for. Between grid counts moments are linear in T. Assumes layers independent of each other within a pass.
+    At token counts on a grid (steps of at most 1.5, of 2 above 256) the router model is sampled a few times. A pass takes, in
+    each layer, mean + sd z with z from a table of standard normals whose row is the pass's number, so that a pass costs the
+    same however it is asked for. Between grid counts moments are linear in T. Assumes layers independent within a pass.
 
     Args:
         sample: draws one pass of T tokens.

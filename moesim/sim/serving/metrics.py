@@ -184,7 +184,8 @@ class Recorder:
         t.output_tokens += r.output_tokens
         t.input_tokens += r.input_tokens
         t.preemptions += seq.n_preempted
-        self.bins.data[4, self.bins.index(seq.last_s)] += 1
+        i = self.bins.index(seq.last_s)  # first: it may replace the array
+        self.bins.data[4, i] += 1
 
     def reject(self, request: Request, outcome: Outcome) -> None:
         """A request that cannot be served."""
