@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from moesim.lowering.common import Context, causal_pairs, collective, elementwise, gemm
 from moesim.ops import AttentionShape, Num, Op, OpKind, Phase, Work, minimum
-from moesim.specs.dtypes import Storage
+from moesim.specs.dtypes import Dtype, Storage
 from moesim.specs.model import Attention, GqaAttention, LinearAttention, MlaAttention
 
 __all__ = ["lower_attention"]
@@ -149,11 +149,17 @@ def _scores(
     work = Work(pairs * (2.0 * heads * (qk_dim + v_dim)), read + q_bytes, o_bytes)
     kv_len = keys / cp if is_decode else keys
     shape = AttentionShape(ctx.sequences, step.new_tokens, kv_len, heads, kv_heads, qk_dim, v_dim, window, is_mla)
-    ops = [Op("attention_scores", _kind(ctx), work, shape, ctx.activation, GROUP)]
+    ops = [Op("attention_scores", _kind(ctx), work, shape, _score_arithmetic(ctx), GROUP)]
     if cp > 1:
         gathered = step.kv_len * latent if naive_mla else keys * kv_row
         ops.append(_context_parallel_merge(ctx, gathered * kv_bytes, o_bytes))
     return ops
+
+
+def _score_arithmetic(ctx: Context) -> Dtype:
+    """Scores are computed in the cache's format: fp8 weights alone leave queries, keys and values in 16 bits."""
+    cache = ctx.model.storage.kv_cache.dtype
+    return cache if cache in (Dtype.FP8, Dtype.BF16, Dtype.FP16, Dtype.FP32) else Dtype.BF16
 
 
 def _context_parallel_merge(ctx: Context, kv_bytes_per_sequence: Num, o_bytes: Num) -> Op:
