@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from moesim.report.serve_page import serve_page
 from moesim.study.serve import load_serve_scenario, run_serve
 from moesim.study.serve_files import summary_text, write_serve
 
@@ -28,6 +29,7 @@ def serve_command(scenario: str, requests: Path | None, out: Path | None, seed: 
             bar.update(task, description=what, completed=done)
 
         run = run_serve(spec, name=file.stem, requests=requests, seed=seed, file=file, progress=tell)
-        write_serve(run, out_dir)
+        bar.update(task, description="writing the report", completed=1.0)
+        write_serve(run, out_dir, serve_page(run))
     print(summary_text(run.result))
     print(f"written to {out_dir} in {time.monotonic() - began:.1f} s")

@@ -31,8 +31,8 @@ SERIES_COLUMNS = (
 )  # fmt: skip
 
 
-def write_serve(run: ServeRun, out_dir: Path) -> list[Path]:
-    """Write the files of a run, ``results.json`` last.
+def write_serve(run: ServeRun, out_dir: Path, page: str | None = None) -> list[Path]:
+    """Write the files of a run, ``results.json`` last; `page` is the text of ``report.html``.
 
     Raises:
         InputError: `out_dir` is a file or cannot be written.
@@ -41,7 +41,9 @@ def write_serve(run: ServeRun, out_dir: Path) -> list[Path]:
         raise InputError("is a file where a directory is meant", file=str(out_dir))
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
+        shown = [_replace(out_dir / "report.html", lambda f: _write(f, page))] if page is not None else []
         return [
+            *shown,
             _replace(out_dir / "requests.csv", lambda f: _table(f, REQUEST_COLUMNS, request_rows(run.recorder))),
             _replace(out_dir / "timeseries.csv", lambda f: _table(f, SERIES_COLUMNS, series_rows(run))),
             _replace(out_dir / "summary.md", lambda f: _write(f, summary_text(run.result))),

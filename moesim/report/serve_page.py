@@ -1,0 +1,96 @@
+"""The page of a serve run: verdict, latencies, and what happened over time; built from the report's own parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moesim.report.colours import stand_in
+from moesim.report.document import Bullets, Callout, Cell, Document, FigureBlock, Section, Table, cells
+from moesim.report.page import render_page
+from moesim.report.svg import drawing, to_svg
+from moesim.sim.serving.summary import queue_lengths
+
+if TYPE_CHECKING:
+    from moesim.study.serve import ServeRun
+    from moesim.study.serve_results import ServeResult
+
+__all__ = ["serve_page"]
+
+LATENCIES = (("ttft_s", "time to first token"), ("tpot_s", "time per output token"), ("itl_s", "gap between tokens"),
+             ("e2e_s", "end to end"), ("queue_s", "wait before the first pass"))  # fmt: skip
+
+
+def serve_page(run: ServeRun) -> str:
+    """One self-contained HTML file."""
+    return render_page(_document(run))
+
+
+def _document(run: ServeRun) -> Document:
+    r = run.result
+    kind = "warning" if r.outcome == "unstable" else "verdict"
+    counts = f"{r.submitted} submitted = {r.finished} finished + {r.rejected} rejected + {r.in_flight} in flight"
+    answer = Section(
+        "answer", "What users feel",
+        (Callout(kind, r.outcome, r.stability), _latency_table(r), _rate_table(r), Bullets((counts, *r.notes))),
+    )  # fmt: skip
+    over_time = Section("time", "Over time", (_series(run),))
+    facts = (
+        ("deployment", r.deployment), ("hardware", f"{r.scenario.hardware}, {r.n_devices} in use"), ("times", r.cost_source),
+        ("routing", r.routing or "no experts"), ("scheduler", r.scenario.serving.scheduler.policy.value), ("seed", str(r.seed)),
+    )  # fmt: skip
+    return Document(
+        r.scenario.title, r.scenario.description, facts, "", (answer, over_time), f"moesim {r.moesim_version}"
+    )
+
+
+def _latency_table(r: ServeResult) -> Table:
+    rows = []
+    for name, label in LATENCIES:
+        d = getattr(r, name)
+        shown = ("-" if v is None else f"{v * 1e3:.1f}" for v in (d.mean, d.p50, d.p90, d.p95, d.p99))
+        rows.append(cells(label, *shown))
+    headings = ("ms", "mean", "P50", "P90", "P95", "P99")
+    return Table(
+        "latency", "Latencies of finished requests", headings, (False, *[True] * 5), tuple(rows), r.cost_source
+    )
+
+
+def _rate_table(r: ServeResult) -> Table:
+    pairs: list[tuple[str, float | None, str]] = [
+        ("requests/s", r.requests_per_s, ".3g"), ("output tokens/s", r.output_tokens_per_s, ".4g"),
+        ("output tokens/s per device", r.output_tokens_per_s_per_device, ".4g"),
+        ("good requests/s", r.goodput_requests_per_s, ".3g"), ("share of good requests", r.good_frac, ".1%"),
+        ("mean decode batch", r.mean_decode_batch, ".1f"), ("peak share of KV blocks", r.peak_kv_frac, ".1%"),
+        ("preemptions", float(r.preemptions), ".0f"), ("prompt tokens found cached", r.prefix_hit_frac, ".1%"),
+        ("experts hit per layer and decode pass", r.experts_hit, ".1f"), ("rank load over its mean", r.rank_imbalance, ".2f"),
+        ("USD per million output tokens", r.usd_per_million_output_tokens, ".3g"),
+        ("J per request", r.energy_j_per_request, ".4g"),
+    ]  # fmt: skip
+    rows: list[tuple[Cell, ...]] = [cells(name, format(v, shape)) for name, v, shape in pairs if v is not None]
+    for name, interval in r.intervals.items():
+        if interval.half_width is not None:
+            rows.append(cells(f"{name}, mean over seeds", f"{interval.mean:.4g} ± {interval.half_width:.2g}"))
+    return Table("rates", "Rates, use and cost", ("", "value"), (False, True), tuple(rows), r.cost_source)
+
+
+def _series(run: ServeRun) -> FigureBlock:
+    bins = run.recorder.bins
+    rows, width = bins.rows(), bins.width_s
+    at = (np.arange(bins.n_used) + 0.5) * width
+    waiting = queue_lengths(run.recorder, np.asarray(at))
+    busy = np.maximum(rows["busy_s"], 1e-12)
+    lines = (
+        ("output tokens/s", rows["output_tokens"] / width), ("requests running", rows["running_s"] / busy),
+        ("requests waiting", waiting), ("KV blocks held (%)", 100.0 * rows["kv_s"] / busy),
+    )  # fmt: skip
+    alt = f"Throughput, running and waiting requests, KV use over {bins.n_used * width:.0f} s; at most {waiting.max():.0f} wait."
+    with drawing(6.4, n_rows=4, sharex=True) as (figure, axes):
+        for axis, (label, values) in zip(axes, lines, strict=True):
+            axis.plot(at, values, color=stand_in("s0"), linewidth=1.2)
+            axis.set_ylabel(label)
+            axis.set_ylim(bottom=0)
+        axes[-1].set_xlabel("time (s)")
+        svg = to_svg(figure, "serving-series", "Over time", alt)
+    return FigureBlock("serving-series", "Throughput, queue and memory over time", alt, svg)
