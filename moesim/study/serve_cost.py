@@ -148,7 +148,8 @@ def analytic_cost(instance: Instance, limits: CostLimits) -> PassCost:
     if instance.model.is_moe:
         n_moe = len(instance.model.moe_layers)
         decode_draws = ExpertDraws(parts.sampler(Phase.DECODE), n_moe, limits.seed)
-        mixed_draws = ExpertDraws(parts.sampler(Phase.PREFILL), n_moe, limits.seed)
+        if instance.parallel.n_stage_ranks > 1:  # one rank dispatches nothing: its experts cost the same in both phases
+            mixed_draws = ExpertDraws(parts.sampler(Phase.PREFILL), n_moe, limits.seed)
     draft_s = limits.draft_cost_frac * float(rest[min(n_tokens, 16)])
     return PassCost(
         decode_rest_s=rest, mixed_rest_s=mixed,
