@@ -21,7 +21,7 @@ app.add_typer(calibrate_app, name="calibrate")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32, help="Seed of every random draw.")]
-MOST_RANKS, MOST_TOKENS = 2**17, 10**9
+MOST_RANKS, MOST_TOKENS, MOST_PLANNED = 2**17, 10**9, 1024
 
 
 def _version(value: bool) -> None:
@@ -63,6 +63,20 @@ def serve(
     from moesim.cli.serve import serve_command
 
     serve_command(scenario, requests, out, seed)
+
+
+@app.command()
+def sweep(
+    sweep: Annotated[str, typer.Argument(help="A shipped sweep's name or a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Where to keep answers; reports/sweep-<name> by default.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes on this machine; -1 for all cores.")] = 1,
+    engine: Annotated[str | None, typer.Option(help="analytic, flow or serving; the sweep's own by default.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler whose workers do the cases.")] = None,
+) -> None:
+    """Vary a scenario's fields, keep every answer, and report what to build or buy."""
+    from moesim.cli.sweep import sweep_command
+
+    sweep_command(sweep, out, jobs, engine, scheduler)
 
 
 @app.command()
@@ -117,6 +131,38 @@ def estimate(
     estimate_command(
         EstimateArguments(hardware, model, split, phase, batch, context, cached, routing, weight_dtype, kv_dtype, engine,
                           calibration, seed, json)
+    )  # fmt: skip
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="Model by name, Hugging Face id, card, or config.json.")],
+    hardware: Annotated[list[str], typer.Option(help="Cluster or device; several by repeating it or with commas.")],
+    gpus: Annotated[int, typer.Option(min=1, max=MOST_PLANNED, help="The most devices that may be used.")],
+    isl: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Input tokens of a request.")],
+    osl: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Output tokens of a request.")],
+    ttft_ms: Annotated[float | None, typer.Option(help="Goal: mean time to first token, ms.")] = None,
+    tpot_ms: Annotated[float | None, typer.Option(help="Goal: mean time per output token, ms.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests per second to serve with the fewest devices.")] = None,
+    max_pass_tokens: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="New tokens of a pass and rank.")] = 8192,
+    max_batch: Annotated[int, typer.Option(min=1, max=2**16, help="Sequences at most on an attention-DP rank.")] = 1024,
+    headroom: Annotated[float, typer.Option(help="Share of the capacity kept free for bursts.")] = 0.1,
+    disaggregated: Annotated[bool, typer.Option(help="Also try separate prefill and decode pools.")] = True,
+    routing: Annotated[str, typer.Option(help="balanced, uniform, FAMILY:SKEW, or preset:NAME.")] = "uniform",
+    weight_dtype: Annotated[str | None, typer.Option(help="Store linear weights in this format instead.")] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="Store the cache in this format instead.")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Calibration; each device's own by default.")] = None,
+    confirm: Annotated[int, typer.Option(min=0, max=20, help="How many of the best to simulate.")] = 3,
+    seed: Seed = 0,
+    json: Json = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for plan.json, plan.md and tables.")] = None,
+) -> None:
+    """Search splits, batches and hardware that meet goals at the least cost."""
+    from moesim.cli.plan import PlanArguments, plan_command
+
+    plan_command(
+        PlanArguments(model, hardware, gpus, isl, osl, ttft_ms, tpot_ms, rate, max_pass_tokens, max_batch, headroom,
+                      disaggregated, routing, weight_dtype, kv_dtype, calibration, confirm, seed, json, out)
     )  # fmt: skip
 
 

@@ -1,0 +1,380 @@
+"""All cases that share hardware, split and skeleton, answered together in closed form.
+
+The formulas are those of `moesim.study.points` (continuous batching without queueing), over arrays of cases. Letters: C requests in
+flight on the hardware, b on one instance, I input and O output tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.cost import CalibratedOps, CostModel
+from moesim.cost.energy import IDLE_FRAC
+from moesim.errors import InputError
+from moesim.lowering import Routed, route_model
+from moesim.memory import Outcome
+from moesim.ops import Phase
+from moesim.specs.catalog import load_hardware
+from moesim.specs.hardware import Hardware
+from moesim.specs.model import ModelSpec
+from moesim.specs.parallel import Overlap, ParallelSpec
+from moesim.specs.routing import RoutingSpec
+from moesim.specs.scenario import SystemKind, SystemSpec
+from moesim.specs.sweep import ConstraintKind, SolvedBy
+from moesim.study.calibrated import calibration_for
+from moesim.study.resolve import resolve_model
+from moesim.study.sweep.constraints import Target, solve_experts, split_experts
+from moesim.study.sweep.laws import loss_of
+from moesim.study.sweep.links import scaled_cost
+from moesim.study.sweep.passes import Passes, PassTimes, is_even
+from moesim.study.sweep.paths import Variant, patched_model
+from moesim.study.sweep.shapes import Experts, changed_model, check_splits, memory_of, n_params_of, structural_check
+
+__all__ = ["CONSTRAINT", "NUMBERS", "GroupCases", "Rules", "answer", "is_quick", "system_parts"]
+
+Floats = NDArray[np.float64]
+Columns = dict[str, Any]
+CONSTRAINT = "constraint not met"
+BAD_SHAPE = "invalid shape"
+#: Result columns that hold numbers, in order.
+NUMBERS = (
+    "n_params", "n_active_params", "n_experts", "top_k", "expert_width", "concurrency", "train_tokens", "loss", "n_instances",
+    "memory_bytes", "ttft_s", "tpot_s", "decode_step_s", "output_tokens_per_s", "output_tokens_per_s_per_device",
+    "output_tokens_per_s_per_user", "usd_per_million_output_tokens", "energy_j_per_output_token", "exposed_comm_frac",
+    "rank_imbalance_ratio", "error_frac",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for all cases of a sweep."""
+
+    targets: tuple[Target, ...] = ()
+    law: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupCases:
+    """Cases of one system in one variant: `numbers` of the workload (and training), and of the experts where they vary."""
+
+    variant: Variant
+    system: int
+    numbers: Mapping[str, Floats]
+
+    @property
+    def n(self) -> int:
+        """How many."""
+        return len(self.numbers["concurrency"])
+
+    @property
+    def spec(self) -> SystemSpec:
+        """The system."""
+        return self.variant.scenario.systems[self.system]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    model: ModelSpec
+    parallel: ParallelSpec
+    hardware: Hardware
+    calibration: CalibratedOps | None
+
+
+def is_quick(variant: Variant, system: int) -> bool:
+    """Whether the arrays can answer: one model per slot, and at most shared experts beside communication."""
+    spec = variant.scenario.systems[system]
+    return spec.n_members == 1 and spec.overlap is not Overlap.TWO_BATCH
+
+
+@lru_cache(maxsize=64)
+def _hardware(name: str, n_devices: int | None, calibration: str | None) -> tuple[Hardware, CalibratedOps | None]:
+    hardware = load_hardware(name, n_devices)
+    return hardware, calibration_for(calibration, hardware.device.name)
+
+
+@lru_cache(maxsize=64)
+def _model(name: str, weight_dtype: Any, kv_dtype: Any, shape: tuple[tuple[str, int], ...]) -> ModelSpec:
+    spec = SystemSpec.model_construct(model=name, weight_dtype=weight_dtype, kv_dtype=kv_dtype)
+    return patched_model(resolve_model(spec), dict(shape))
+
+
+@lru_cache(maxsize=256)
+def _routed(
+    model: tuple[str, Any, Any, tuple[tuple[str, int], ...]], experts: tuple[tuple[str, int], ...], routing: RoutingSpec,
+    parallel: ParallelSpec, domain_size: int, seed: int,
+) -> Routed:  # fmt: skip
+    """Routers are drawn from the seed alone, so that cases that differ elsewhere see the same popularity."""
+    changed = changed_model(_model(*model), dict(experts))
+    return route_model(changed, routing, parallel, domain_size, np.random.default_rng(seed))
+
+
+def system_parts(variant: Variant, system: int) -> _Parts:
+    """Model, split, hardware and calibration of a system.
+
+    Raises:
+        InputError: names that do not exist, a model that is not of the system's kind.
+        ValueError: a shape that the model cannot take.
+    """
+    scenario, spec = variant.scenario, variant.scenario.systems[system]
+    hardware, calibration = _hardware(scenario.hardware, scenario.n_devices, scenario.calibration)
+    model = _model(*_model_key(variant, system))
+    if (spec.kind is SystemKind.MOE) != model.is_moe and spec.kind is not SystemKind.ENSEMBLE:
+        raise InputError("is not of the system's kind", field="model", value=spec.model, allowed=spec.kind.value)
+    return _Parts(model, spec.parallel, hardware, calibration)
+
+
+def _model_key(variant: Variant, system: int) -> tuple[str, Any, Any, tuple[tuple[str, int], ...]]:
+    spec = variant.scenario.systems[system]
+    return spec.model, spec.weight_dtype, spec.kv_dtype, tuple(sorted(variant.shapes.get(system, {}).items()))
+
+
+def answer(cases: GroupCases, rules: Rules) -> Columns:
+    """Result columns of all cases, in order; `outcome` and `reason` say why a case has no times."""
+    return _Group(cases, rules).columns()
+
+
+class _Group:
+    """One group's shared values and the columns it fills."""
+
+    def __init__(self, cases: GroupCases, rules: Rules) -> None:
+        self.cases, self.rules, self.n = cases, rules, cases.n
+        self.parts = system_parts(cases.variant, cases.system)
+        self.numbers = dict(cases.numbers)
+        self.out: Columns = {name: np.full(self.n, np.nan) for name in NUMBERS}
+        self.out["outcome"] = np.full(self.n, "ok", dtype=object)
+        self.out["reason"] = np.full(self.n, None, dtype=object)
+        self.out["origin"] = np.full(self.n, None, dtype=object)
+
+    def columns(self) -> Columns:
+        """Shape, memory, times."""
+        parts, cases = self.parts, self.cases
+        wrong = structural_check(parts.model, parts.parallel, parts.hardware)
+        experts = self.experts()
+        self.sizes(experts)
+        self.refuse(Outcome.INVALID_SPLIT.value, [wrong] * self.n)
+        if wrong is not None:
+            return self.out
+        self.refuse(Outcome.INVALID_SPLIT.value, check_splits(parts.model, parts.parallel, experts, self.n))
+        n_instances = parts.hardware.n_devices // parts.parallel.n_ranks
+        self.out["n_instances"][:] = n_instances
+        self.workload()
+        self.memory(experts, n_instances)
+        rows = np.flatnonzero(self.out["outcome"] == "ok")
+        for part, routed in self.by_router(experts, rows):
+            passes = Passes(
+                parts.model if routed is None else self.plain_model(experts, part), parts.parallel, self.cost(),
+                parts.hardware.scale_up_domain_size, bool(cases.spec.overlap), cases.spec.routing, routed,
+            )  # fmt: skip
+            given = experts.take(part) if routed is None else replace(experts.take(part), n_routed=None, top_k=None)
+            self.times(passes, given, part, n_instances)
+        return self.out
+
+    def refuse(self, outcome: str, reasons: Sequence[str | None]) -> None:
+        """Note what is wrong with cases that nothing was wrong with so far."""
+        for i, reason in enumerate(reasons):
+            if reason is not None and self.out["reason"][i] is None:
+                self.out["outcome"][i], self.out["reason"][i] = outcome, reason
+
+    def experts(self) -> Experts:
+        """Given experts, split finer, and what the constraints make of them."""
+        get = self.numbers.get
+        given = Experts(get("n_routed_experts"), get("num_experts_per_tok"), get("moe_intermediate_size"))
+        given = split_experts(self.parts.model, given, get("split"))
+        if given.varies and not self.parts.model.is_moe:
+            self.refuse(BAD_SHAPE, [f"{self.parts.model.name} has no experts"] * self.n)
+            given = Experts()
+        found, reasons = solve_experts(
+            self.rules.targets, self.parts.model, given, self.n, self.parts.parallel.ep_size
+        )  # fmt: skip
+        self.refuse(CONSTRAINT, reasons)
+        return found
+
+    def sizes(self, experts: Experts) -> None:
+        """Parameters, experts, training tokens and the loss that a law promises."""
+        model, out = self.parts.model, self.out
+        total, active = n_params_of(model, experts)
+        out["n_params"][:], out["n_active_params"][:] = total, active
+        ffn = model.moe_ffn
+        if ffn is not None:
+            for name, value in zip(("n_experts", "top_k", "expert_width"), experts.of(ffn), strict=True):
+                out[name][:] = value
+        flop: Any = self.numbers.get("compute_flop")
+        for target in self.rules.targets:
+            if target.kind is ConstraintKind.TRAINING_COMPUTE and flop is None:
+                flop = target.value
+        if flop is not None:
+            out["train_tokens"][:] = flop / (6.0 * out["n_active_params"])
+            if self.rules.law is not None:
+                per_choice = out["n_experts"] / out["top_k"] if ffn is not None else 1.0
+                out["loss"][:] = loss_of(self.rules.law, out["n_active_params"], per_choice, out["train_tokens"])
+
+    def workload(self) -> None:
+        """Cases whose workload contradicts itself or exceeds the model's context."""
+        n, limit = self.numbers, self.parts.model.max_position_embeddings
+        prefix = n["cached_prefix_tokens"] >= n["input_tokens"]
+        self.refuse("invalid workload", [
+            "cached_prefix_tokens must be less than input_tokens" if bad else None for bad in prefix
+        ])  # fmt: skip
+        if limit is not None:
+            longest = n["input_tokens"] + n["output_tokens"]
+            self.refuse(Outcome.CONTEXT_TOO_LONG.value, [
+                f"{x:.0f} tokens; the model allows {limit}" if x > limit else None for x in longest
+            ])  # fmt: skip
+
+    def memory(self, experts: Experts, n_instances: int) -> None:
+        """The fullest rank's bytes, and cases that do not fit; or the concurrency that just fits, where that is asked."""
+        parts, out = self.parts, self.out
+        context = self.numbers["input_tokens"] + self.numbers["output_tokens"]
+        most = self.numbers["max_pass_tokens"]
+        capacity = parts.hardware.device.memory_bytes
+
+        def bytes_at(batch: Floats) -> Floats:
+            return memory_of(parts.model, parts.parallel, parts.hardware, experts, batch, context, most)
+
+        solved = next((t for t in self.rules.targets if t.by is SolvedBy.CONCURRENCY), None)
+        if solved is not None:
+            limit = min(capacity, solved.value or capacity)
+            low, high = np.zeros(self.n), np.full(self.n, 2.0**20)
+            while (high - low > 1.0).any():
+                middle = np.floor((low + high) / 2.0)
+                fits = bytes_at(middle) <= limit
+                low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+            self.numbers["concurrency"] = np.maximum(low, 1.0) * n_instances
+        concurrency = self.numbers["concurrency"]
+        out["concurrency"][:] = concurrency
+        out["memory_bytes"][:] = need = bytes_at(np.maximum(1.0, np.ceil(concurrency / n_instances)))
+        if (need > capacity).any():
+            self.refuse(Outcome.OUT_OF_MEMORY.value, [
+                f"needs {x / 1e9:.1f} GB per rank, {capacity / 1e9:.1f} GB there, {(x - capacity) / 1e9:.1f} GB short"
+                if x > capacity else None for x in need
+            ])  # fmt: skip
+
+    def by_router(self, experts: Experts, rows: NDArray[np.intp]) -> list[tuple[NDArray[np.intp], Routed | None]]:
+        """Rows that share a router; all of them where experts are equally popular."""
+        if len(rows) == 0:
+            return []
+        ffn, spec = self.parts.model.moe_ffn, self.cases.spec
+        if ffn is None or is_even(spec.routing):
+            return [(rows, None)]
+        e, k = (np.broadcast_to(x, (self.n,))[rows] for x in experts.of(ffn)[:2])
+        found: list[tuple[NDArray[np.intp], Routed | None]] = []
+        for pair in sorted(set(zip(e.tolist(), k.tolist(), strict=True))):
+            own = rows[(e == pair[0]) & (k == pair[1])]
+            try:
+                found.append((own, self.router(experts, own)))
+            except InputError as error:
+                for i in own:
+                    self.out["outcome"][i], self.out["reason"][i] = "invalid routing", str(error)
+        return found
+
+    def plain(self, experts: Experts, rows: NDArray[np.intp]) -> dict[str, int]:
+        """Experts of rows that share E and K."""
+        pairs = (("n_routed_experts", experts.n_routed), ("num_experts_per_tok", experts.top_k))
+        return {name: int(x[rows[0]]) for name, x in pairs if x is not None}
+
+    def plain_model(self, experts: Experts, rows: NDArray[np.intp]) -> ModelSpec:
+        """The model with those experts."""
+        values = self.plain(experts, rows)
+        return changed_model(self.parts.model, values) if values else self.parts.model
+
+    def router(self, experts: Experts, rows: NDArray[np.intp]) -> Routed:
+        """Routers and placement for rows that share E and K."""
+        key = _model_key(self.cases.variant, self.cases.system)
+        values = tuple(sorted(self.plain(experts, rows).items()))
+        routing = self.cases.spec.routing or RoutingSpec()
+        domain = self.parts.hardware.scale_up_domain_size
+        return _routed(key, values, routing, self.parts.parallel, domain, self.rules.seed)
+
+    def cost(self) -> CostModel:
+        """Costs on the devices of one instance, links scaled."""
+        used = self.parts.hardware.with_n_devices(self.parts.parallel.n_ranks)
+        variant = self.cases.variant
+        return scaled_cost(CostModel.of(used, self.parts.calibration), variant.up_scale, variant.nic_scale)
+
+    def times(self, passes: Passes, experts: Experts, rows: NDArray[np.intp], n_instances: int) -> None:
+        """Latency, rate, dollars and energy of feasible rows."""
+        n = {name: values[rows] for name, values in self.numbers.items()}
+        pp = float(self.parts.parallel.pp_size)
+        context, out_tokens = n["input_tokens"] + 0.5 * n["output_tokens"], n["output_tokens"]
+        own = np.maximum(1.0, n["concurrency"] / n_instances)
+        cached = np.maximum(0.0, context - 1.0)
+        decode = passes.times(Phase.DECODE, experts, np.ceil(own / pp), np.ones(len(rows)), cached)
+        prefill_s, last, ttft_s = self.prefill(passes, experts, n)
+        in_flight = np.maximum(1.0, n["concurrency"] / n_instances)
+        tpot_s = decode.time_s + np.maximum(0.0, in_flight - 1.0) * prefill_s / out_tokens
+        rate = n["concurrency"] / (decode.time_s + in_flight * prefill_s / out_tokens)
+        self.put(rows, decode, prefill_s, last, ttft_s, tpot_s, rate, in_flight, out_tokens)
+
+    def prefill(self, passes: Passes, experts: Experts, n: Mapping[str, Floats]) -> tuple[Floats, PassTimes, Floats]:
+        """Seconds of prefill that a request costs when passes are full, their last pass, and the time to first token."""
+        new, prefix, most = (
+            n["input_tokens"] - n["cached_prefix_tokens"],
+            n["cached_prefix_tokens"],
+            n["max_pass_tokens"],
+        )
+        dp, n_rows = float(self.parts.parallel.dp_size), len(new)
+        per_rank = np.maximum(1.0, np.floor(most / new))
+        full = np.maximum(1.0, np.minimum(new, np.floor(most / per_rank)))
+        alone = np.maximum(1.0, np.minimum(new, most))
+        chunks = [_chunks(new, full, prefix, per_rank * dp), _chunks(new, alone, prefix, np.ones(n_rows))]
+        row, sequences, q, p = (np.concatenate([c[i] for c in chunks]) for i in range(4))
+        timed = passes.times(Phase.PREFILL, experts.take(row), sequences, q, p)
+        n_full = len(chunks[0][0])
+        total = np.bincount(row[:n_full], timed.time_s[:n_full], n_rows)
+        ttft = np.bincount(row[n_full:], timed.time_s[n_full:], n_rows)
+        last = np.zeros(n_rows, dtype=np.intp)
+        last[row[:n_full]] = np.arange(n_full)
+        return total / (per_rank * dp) / self.parts.parallel.pp_size, timed.take(last), ttft
+
+    def put(
+        self, rows: NDArray[np.intp], decode: PassTimes, prefill_s: Floats, last: PassTimes, ttft_s: Floats, tpot_s: Floats,
+        rate: Floats, in_flight: Floats, out_tokens: Floats,
+    ) -> None:  # fmt: skip
+        """Fill the columns of some rows."""
+        out, hardware = self.out, self.parts.hardware
+        values = {
+            "ttft_s": ttft_s, "tpot_s": tpot_s, "decode_step_s": decode.time_s, "output_tokens_per_s": rate,
+            "output_tokens_per_s_per_device": rate / hardware.n_devices, "output_tokens_per_s_per_user": 1.0 / tpot_s,
+            "exposed_comm_frac": decode.comm_s / decode.time_s, "rank_imbalance_ratio": decode.imbalance,
+            "error_frac": np.where(decode.measured_s < 0.5 * decode.time_s, np.nan, decode.error_s / decode.time_s),
+        }  # fmt: skip
+        price = self.cases.variant.price_usd_per_device_h
+        price = hardware.price_usd_per_device_h if price is None else price
+        if price is not None:
+            values["usd_per_million_output_tokens"] = hardware.n_devices * price / 3600.0 / rate * 1e6
+        energy = self.energy(decode, prefill_s, last, rate, in_flight, out_tokens)
+        if energy is not None:
+            values["energy_j_per_output_token"] = energy
+        for name, column in values.items():
+            out[name][rows] = column
+        out["origin"][rows] = decode.origin.value
+
+    def energy(
+        self, decode: PassTimes, prefill_s: Floats, last: PassTimes, rate: Floats, in_flight: Floats, out_tokens: Floats
+    ) -> Floats | None:
+        """Joules per output token: dynamic energy of a decode round and its share of prefills, and idling."""
+        device, n_ranks = self.parts.hardware.device, self.parts.parallel.n_ranks
+        if device.board_power_w is None:
+            return None
+        idle_w = device.idle_power_w if device.idle_power_w is not None else IDLE_FRAC * device.board_power_w
+        swing = n_ranks * (device.board_power_w - idle_w)
+        step_j = swing * np.minimum(decode.power_s, decode.time_s)
+        fill_j = swing * np.minimum(last.power_s / last.time_s, 1.0) * prefill_s
+        per_token = (step_j + fill_j * in_flight / out_tokens) / in_flight
+        return np.asarray(per_token + idle_w * self.parts.hardware.n_devices / rate)
+
+
+def _chunks(new: Floats, chunk: Floats, prefix: Floats, sequences: Floats) -> tuple[Any, Floats, Floats, Floats]:
+    """Row, sequences, new and cached tokens of every prefill pass, row by row in order."""
+    n_chunks = np.ceil(new / chunk).astype(int)
+    row = np.repeat(np.arange(len(new)), n_chunks)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(n_chunks) - n_chunks, n_chunks)
+    start = place * chunk[row]
+    return row, sequences[row], np.minimum(chunk[row], new[row] - start), prefix[row] + start

@@ -1,0 +1,227 @@
+"""Times of many passes at once: one lowering with arrays for cases that share split and hardware.
+
+Rows are passes; E experts, K top-k, F expert width, S sequences, q new tokens and p cached ones may differ from row to row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.analytic import ASSUMED_ERROR_FRAC, barrier_groups
+from moesim.cost import CostModel, OpCost
+from moesim.cost.energy import DYNAMIC_FRAC
+from moesim.cost.result import Bound
+from moesim.lowering import MoeLoad, Pass, Routed, expert_layout, lower, uniform_load
+from moesim.lowering.route import _fullest_source, _limited
+from moesim.ops import COLLECTIVES, EXCHANGES, Op, Phase, Program
+from moesim.specs.base import Origin, weakest
+from moesim.specs.model import ModelSpec, MoeFfn
+from moesim.specs.parallel import ParallelSpec
+from moesim.specs.routing import RouterFamily, RoutingSpec
+from moesim.study.sweep.shapes import Experts, array_model
+
+__all__ = ["PassTimes", "Passes", "is_even"]
+
+Floats = NDArray[np.float64]
+_SHARE_FROM = 32
+_WEIGHTS = tuple(DYNAMIC_FRAC[bound] for bound in Bound)
+
+
+@dataclass(frozen=True, slots=True)
+class PassTimes:
+    """Of every row: time, exposed communication, time weighted by the power its bound draws, and error times time.
+
+    `measured_s` is the part of the time that a calibration stands behind; `imbalance` the fullest expert rank's load over the mean.
+    """
+
+    time_s: Floats
+    comm_s: Floats
+    power_s: Floats
+    error_s: Floats
+    measured_s: Floats
+    imbalance: Floats
+    origin: Origin
+
+    def take(self, rows: Any) -> PassTimes:
+        """Some rows."""
+        parts = (self.time_s, self.comm_s, self.power_s, self.error_s, self.measured_s, self.imbalance)
+        return PassTimes(*(x[rows] for x in parts), self.origin)
+
+
+def is_even(routing: RoutingSpec | None) -> bool:
+    """Whether all experts are equally popular, so that loads need no router."""
+    if routing is None:
+        return True
+    if routing.family is RouterFamily.BALANCED:
+        return True
+    return routing.family is RouterFamily.UNIFORM and routing.capacity_factor is None
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """A model on its split, ready to time rows; `routed` is needed unless routing is even."""
+
+    model: ModelSpec
+    parallel: ParallelSpec
+    cost: CostModel
+    domain_size: int
+    overlap: bool
+    routing: RoutingSpec | None
+    routed: Routed | None = None
+
+    def times(self, phase: Phase, experts: Experts, sequences: Floats, new: Floats, cached: Floats) -> PassTimes:
+        """Times of rows; equal rows are evaluated once."""
+        varying = [x for x in (sequences, new, cached, experts.n_routed, experts.top_k, experts.width) if x is not None]
+        n = len(sequences)
+        if n < _SHARE_FROM:
+            return self._rows(phase, experts, sequences, new, cached)
+        first, inverse = _distinct(varying)
+        if len(first) == n:
+            return self._rows(phase, experts, sequences, new, cached)
+        few = self._rows(phase, experts.take(first), sequences[first], new[first], cached[first])
+        return few.take(inverse)
+
+    def _rows(self, phase: Phase, experts: Experts, sequences: Floats, new: Floats, cached: Floats) -> PassTimes:
+        program, imbalance = self._program(phase, experts, sequences, new, cached)
+        return _timed(program, self.cost, len(sequences), imbalance)
+
+    def _program(
+        self, phase: Phase, experts: Experts, sequences: Floats, new: Floats, cached: Floats
+    ) -> tuple[Program, Any]:
+        """One row is lowered with plain numbers, which is ten times quicker and remembered by calibrations."""
+        single = len(sequences) == 1
+        even = self.routed is None
+
+        def shaped(x: Floats | None) -> Any:
+            return None if x is None else float(x[0]) if single else x if even else x[:, None, None]
+
+        step = Pass(phase, shaped(sequences), _common(shaped(new)), shaped(cached))
+        inner = Experts(*(shaped(x) for x in (experts.n_routed, experts.top_k, experts.width)))
+        layout = expert_layout(self.parallel, phase, self.domain_size)
+        seen: list[tuple[int, Any]] = []
+
+        def load_for(ffn: MoeFfn, indices: tuple[int, ...]) -> MoeLoad:
+            load = load_of(ffn, indices)
+            mean = step.n_tokens * load.top_k / self.parallel.ep_size
+            seen.append((len(indices), _rows_of(load.n_assignments / mean)))
+            return load
+
+        def load_of(ffn: MoeFfn, indices: tuple[int, ...]) -> MoeLoad:
+            if self.routed is not None:
+                return self.routed.expected(ffn, indices, step, layout)
+            limited = _limited(layout, ffn)
+            n_experts, balanced = _float(ffn.n_routed_experts), _is_balanced(self.routing)
+            n_slots = n_experts + float(self.parallel.redundant_experts)
+            source = _fullest_source(step, limited)
+            load = uniform_load(
+                step.n_tokens, n_slots, _float(ffn.num_experts_per_tok), limited, source, balanced=balanced
+            )
+            return replace(load, n_experts=n_experts) if self.parallel.redundant_experts else load
+
+        program = lower(array_model(self.model, inner), self.parallel, step, load_for, overlap=self.overlap)
+        return program, sum(n * ratio for n, ratio in seen) / sum(n for n, _ in seen) if seen else 1.0
+
+
+def _is_balanced(routing: RoutingSpec | None) -> bool:
+    return routing is not None and routing.family is RouterFamily.BALANCED
+
+
+def _float(x: Any) -> Any:
+    return float(x) if isinstance(x, int) else x
+
+
+def _common(x: Any) -> Any:
+    """A number where all are equal: decode passes have one new token, which lowering keeps plain."""
+    return float(x.flat[0]) if isinstance(x, np.ndarray) and (x == x.flat[0]).all() else x
+
+
+def _distinct(columns: Sequence[Floats]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The first of each set of equal rows, and for each row its set."""
+    code = np.zeros(len(columns[0]), dtype=np.intp)
+    for column in columns:
+        own, inverse = np.unique(column, return_inverse=True)
+        if len(own) > 1:
+            _, code = np.unique(code * len(own) + inverse, return_inverse=True)
+    first = np.full(int(code.max()) + 1, len(code), dtype=np.intp)
+    np.minimum.at(first, code, np.arange(len(code)))
+    return first, code
+
+
+def _timed(program: Program, model: CostModel, n: int, imbalance: Any) -> PassTimes:
+    priced = iter(model.costs([op for _, op in program.ops()]))
+    sums = _Sums(n)
+    for segment in program.segments:
+        for group in barrier_groups(segment.ops, program.n_ranks):
+            costs = [next(priced) for _ in group]
+            times = [_rows_of(cost.time_s) for cost in costs]
+            for op, cost, time, hidden in zip(group, costs, times, _hidden(group, times, program.overlap), strict=True):
+                sums.add(op, cost, (time - hidden) * float(segment.n_repeat))
+    for op in program.stage_sends:
+        cost = model.cost(op)
+        sums.add(op, cost, _rows_of(cost.time_s) * float(program.pp_size - 1))
+    return sums.result(imbalance)
+
+
+class _Sums:
+    """Running sums over the operators of a pass."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.time: Any = 0.0
+        self.comm: Any = 0.0
+        self.power: Any = 0.0
+        self.error: Any = 0.0
+        self.measured: Any = 0.0
+        self.origins: set[Origin] = set()
+
+    def add(self, op: Op, cost: OpCost, time: Any) -> None:
+        """Count an operator's time over all its layers."""
+        self.time = self.time + time
+        self.power = self.power + time * _power(cost)
+        if op.kind in COLLECTIVES or op.kind in EXCHANGES:
+            self.comm = self.comm + time
+        self.error = self.error + time * (ASSUMED_ERROR_FRAC if cost.error_frac is None else cost.error_frac)
+        if cost.error_frac is not None:
+            self.measured = self.measured + time
+        self.origins.add(cost.origin)
+
+    def result(self, imbalance: Any) -> PassTimes:
+        """The sums as arrays of all rows."""
+        parts = (self.time, self.comm, self.power, self.error, self.measured, imbalance)
+        return PassTimes(*(np.array(np.broadcast_to(x, (self.n,)), dtype=float) for x in parts), weakest(*self.origins))
+
+
+def _rows_of(x: Any) -> Any:
+    """One number per row: the mean over the layers of a segment; ranks beside the fullest are not in it."""
+    return x.max(axis=-1).mean(axis=-1) if isinstance(x, np.ndarray) and x.ndim == 3 else x
+
+
+def _power(cost: OpCost) -> Any:
+    """Share of the dynamic power that the bound of each row draws."""
+    if isinstance(cost.time_s, float):
+        return DYNAMIC_FRAC[cost.bound]
+    parts = np.stack(np.broadcast_arrays(cost.compute_s, cost.memory_s, cost.link_s, cost.latency_s, cost.time_s))
+    if parts.ndim == 4:
+        slowest = parts[4].argmax(axis=1)[None, :, None, :]
+        parts = np.take_along_axis(parts, np.broadcast_to(slowest, (5, parts.shape[1], 1, parts.shape[3])), axis=2)[
+            :, :, 0, 0
+        ]
+    return np.asarray(_WEIGHTS)[parts[:4].argmax(axis=0)]
+
+
+def _hidden(group: Sequence[Op], times: Sequence[Any], overlap: bool) -> list[Any]:
+    """Per operator, how much of it runs beside the operator that it may hide under."""
+    left: dict[str, Any] = {op.name: time for op, time in zip(group, times, strict=True)} if overlap else {}
+    hidden: list[Any] = []
+    for op, time in zip(group, times, strict=True):
+        room = left.get(op.hidden_under) if op.hidden_under is not None else None
+        covered: Any = 0.0 if room is None else np.minimum(room, time)
+        if op.hidden_under is not None and room is not None:
+            left[op.hidden_under] = room - covered
+        hidden.append(covered)
+    return hidden

@@ -1,0 +1,127 @@
+"""A sweep's answers as columns, in the order of its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim._version import __version__
+from moesim.specs.sweep import SweepSpec
+from moesim.study.sweep.axes import Column
+from moesim.study.sweep.plan import Plan
+from moesim.study.sweep.store import Store
+from moesim.study.sweep.task import Answer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["SweepResult", "gather"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SweepResult:
+    """All cases: `settings` as columns of the axes, `columns` of results; `outcome` is None for a case not answered yet."""
+
+    name: str
+    spec: SweepSpec
+    engine: str
+    plan: Plan
+    settings: tuple[Column, ...]
+    ids: tuple[str, ...]
+    columns: Mapping[str, Any]
+    interrupted: bool = False
+    moesim_version: str = __version__
+
+    @property
+    def n_cases(self) -> int:
+        """Cases of the sweep."""
+        return len(self.ids)
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """Which cases have times."""
+        return np.asarray(self.columns["outcome"] == "ok")
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """Which cases have an answer, an infeasible one included."""
+        return np.asarray([o is not None for o in self.columns["outcome"]])
+
+    def number(self, name: str) -> Floats:
+        """A result column, or an axis with numbers as values, as floats; NaN where there is none.
+
+        Raises:
+            KeyError: no column and no axis of this name.
+        """
+        if name in self.columns:
+            return np.asarray(self.columns[name], dtype=float)
+        column = next((c for c in self.settings if c.path == name), None)
+        if column is None:
+            raise KeyError(name)
+        return np.asarray(column.values, dtype=float)[column.codes]
+
+    def objective(self) -> Floats:
+        """What the report optimises, smaller is better; NaN for cases without times."""
+        values = self.number(self.spec.report.objective)
+        values = np.where(self.ok, values, np.nan)
+        return -values if self.spec.report.maximise else values
+
+    def outcomes(self) -> dict[str, int]:
+        """How many cases ended how, most frequent first."""
+        words, counts = np.unique([str(o) for o in self.columns["outcome"]], return_counts=True)
+        return dict(sorted(zip(words.tolist(), counts.tolist(), strict=True), key=lambda p: -p[1]))
+
+    def configuration(self, case: int) -> dict[str, Any]:
+        """The settings of one case, by path."""
+        return {column.path: column.of(case) for column in self.settings}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per case: identity, settings by path, results."""
+        import pandas as pd
+
+        data: dict[str, Any] = {"id": list(self.ids)}
+        for column in self.settings:
+            values = [_flat(v) for v in column.values]
+            data[column.path] = np.asarray(values, dtype=None if _same_type(values) else object)[column.codes]
+        data |= {name if name not in data else f"result.{name}": values for name, values in self.columns.items()}
+        return pd.DataFrame(data)
+
+
+def _flat(value: Any) -> Any:
+    return str(value) if isinstance(value, tuple | dict) else value
+
+
+def _same_type(values: Sequence[Any]) -> bool:
+    return len({type(v) for v in values}) == 1
+
+
+def gather(plan: Plan, name: str, store: Store | None, memory: Sequence[Answer], *, interrupted: bool) -> SweepResult:
+    """Answers from the store, or those in memory, in case order."""
+    columns = store.columns(plan.ids) if store is not None else _in_order(plan.ids, memory)
+    return SweepResult(
+        name, plan.spec, plan.engine.value, plan, plan.columns, plan.ids, columns, interrupted=interrupted
+    )  # fmt: skip
+
+
+def _in_order(ids: Sequence[str], memory: Sequence[Answer]) -> Mapping[str, Any]:
+    if not memory:
+        return {"outcome": np.full(len(ids), None, dtype=object)}
+    place = {key: i for i, key in enumerate(key for answer in memory for key in answer.ids)}
+    rows = np.asarray([place.get(key, -1) for key in ids])
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for answer in memory for name in answer.columns):
+        is_text = any(a.columns[name].dtype == object for a in memory if name in a.columns)
+        empty: Any = None if is_text else np.nan
+        parts = [
+            a.columns[name] if name in a.columns else np.full(len(a.ids), empty, dtype=object if is_text else float)
+            for a in memory
+        ]
+        values = np.concatenate(parts)
+        found[name] = np.where(rows >= 0, values[rows], empty)
+    return found

@@ -1,0 +1,142 @@
+"""Answer a task: what runs on a worker, wherever that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.cost import CalibratedOps
+from moesim.errors import InputError
+from moesim.specs.hardware import Hardware
+from moesim.specs.scenario import Engine
+from moesim.specs.sweep import SweepEngine
+from moesim.study.points import measure_point
+from moesim.study.sweep.group import NUMBERS, GroupCases, answer, is_quick, system_parts
+from moesim.study.sweep.links import scaled_cost
+from moesim.study.sweep.paths import Path, Variant, variant_of
+from moesim.study.sweep.plan import Group, Task, numbers_of
+from moesim.study.sweep.shapes import changed_model
+from moesim.study.systems import build_system
+
+__all__ = ["RATIOS", "Answer", "run_task"]
+
+Columns = dict[str, Any]
+#: Result columns of a sweep against another system: other / measured, above 1 where the measured one is better.
+RATIOS = {"usd_ratio": "usd_per_million_output_tokens", "tpot_ratio": "tpot_s", "ttft_ratio": "ttft_s"}
+_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """A task's result columns with the identities of its cases, or what was wrong with its input."""
+
+    index: int
+    ids: tuple[str, ...]
+    columns: Columns
+    error: str | None = None
+
+
+def run_task(task: Task) -> Answer:
+    """All cases of a task; an input error comes back as text, since it would not survive the way between processes."""
+    try:
+        parts = [_group(task, group, numbers) for group, numbers in task.groups]
+    except InputError as error:
+        return Answer(task.index, task.ids, {}, str(error))
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    return Answer(task.index, task.ids, {name: _rounded(values) for name, values in columns.items()})
+
+
+def _rounded(values: NDArray[Any]) -> NDArray[Any]:
+    """Twelve significant digits: what is left does not depend on how many cases were added up side by side."""
+    if values.dtype == object:
+        return values
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = 10.0 ** (_DIGITS - 1 - np.floor(np.log10(np.abs(values))))
+        scaled = np.round(values * scale) / scale
+    return np.where(np.isfinite(scaled), scaled, values)
+
+
+def _group(task: Task, group: Group, numbers: dict[Path, Any] | Any) -> Columns:
+    n = len(group.rows)
+    if group.bad is not None:
+        return _nothing(n, "invalid configuration", group.bad, task.against is not None)
+    variant = variant_of(task.base, group.settings)
+    out = _answers(task, variant, task.system, numbers, n)
+    if task.against is not None:
+        other = _answers(task, variant, task.against, numbers, n)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            out |= {name: other[column] / out[column] for name, column in RATIOS.items()}
+        out["against_usd_per_million_output_tokens"] = other["usd_per_million_output_tokens"]
+        out["against_outcome"] = other["outcome"]
+    return out
+
+
+def _answers(task: Task, variant: Variant, system: int, numbers: Any, n: int) -> Columns:
+    cases = GroupCases(variant, system, numbers_of(variant, system, numbers, n))
+    if task.engine is SweepEngine.ANALYTIC and is_quick(variant, system):
+        return answer(cases, task.rules)
+    return _one_by_one(task, cases)
+
+
+def _nothing(n: int, outcome: str, reason: str, has_other: bool) -> Columns:
+    names = [
+        *NUMBERS,
+        *(RATIOS if has_other else ()),
+        *(["against_usd_per_million_output_tokens"] if has_other else []),
+    ]
+    out: Columns = {name: np.full(n, np.nan) for name in names}
+    out |= {"outcome": np.full(n, outcome, dtype=object), "reason": np.full(n, reason, dtype=object)}
+    out["origin"] = np.full(n, None, dtype=object)
+    return out | ({"against_outcome": np.full(n, None, dtype=object)} if has_other else {})
+
+
+def _one_by_one(task: Task, cases: GroupCases) -> Columns:
+    """Simulated passes, and systems that arrays cannot answer: sizes and memory by arrays, times case by case."""
+    out = answer(cases, task.rules)
+    engine = Engine.FLOW if task.engine is SweepEngine.FLOW else Engine.ANALYTIC
+    parts = system_parts(cases.variant, cases.system)
+    for i in np.flatnonzero(out["outcome"] == "ok"):
+        _measure(cases, out, int(i), engine, parts.hardware, parts.calibration, task.rules.seed)
+    return out
+
+
+def _measure(
+    cases: GroupCases, out: Columns, i: int, engine: Engine, hardware: Hardware, calibration: CalibratedOps | None, seed: int
+) -> None:  # fmt: skip
+    """One case by `measure_point`, its draws from the sweep's seed."""
+    spec, variant = cases.spec, cases.variant
+    model = system_parts(variant, cases.system).model
+    if model.is_moe:
+        names = (
+            ("n_routed_experts", "n_experts"),
+            ("num_experts_per_tok", "top_k"),
+            ("moe_intermediate_size", "expert_width"),
+        )
+        ffn = model.moe_ffn
+        now = {field: int(out[column][i]) for field, column in names}
+        changed = {field: value for field, value in now.items() if value != getattr(ffn, field)}
+        model = changed_model(model, changed) if changed else model
+    price = variant.price_usd_per_device_h
+    priced = hardware if price is None else hardware.model_copy(update={"price_usd_per_device_h": price})
+    rng = np.random.default_rng(seed)
+    system = build_system(spec, model, priced, calibration, rng)
+    cost = scaled_cost(system.instance.cost, variant.up_scale, variant.nic_scale)
+    if cost is not system.instance.cost:
+        from dataclasses import replace
+
+        system = replace(system, instance=replace(system.instance, cost=cost))
+    names_of = ("input_tokens", "output_tokens", "cached_prefix_tokens", "max_pass_tokens")
+    workload = variant.scenario.workload.model_copy(update={name: int(cases.numbers[name][i]) for name in names_of})
+    point = measure_point(system, priced, workload, int(out["concurrency"][i]), engine, rng, explain=False)
+    if point.outcome != "ok":
+        out["outcome"][i], out["reason"][i] = point.outcome, point.reason
+    for name in NUMBERS:
+        if hasattr(point, name) and name != "concurrency":
+            value = getattr(point, name)
+            out[name][i] = np.nan if value is None else value
+    out["exposed_comm_frac"][i] = np.nan
+    out["origin"][i] = point.origin.value
