@@ -132,7 +132,7 @@ def _closed(lines: Sequence[OpLine], imbalance_s: float, exposed_s: float, hidde
         imbalance_s=imbalance_s,
         exposed_comm_s=exposed_s,
         hidden_comm_s=hidden_s,
-        origin=weakest(*(line.origin for line in lines)),
+        origin=weakest(*(line.origin for line in lines)) if lines else Origin.ASSUMPTION,
         error_frac=_error(lines, time_s),
         extrapolated_frac=sum(line.time_s for line in lines if line.is_extrapolated) / time_s if time_s > 0 else 0.0,
     )
