@@ -1,0 +1,169 @@
+"""The best few in the serving simulation: the same deployment under requests that queue, batch and finish one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moesim.errors import InputError
+from moesim.specs.scenario import SystemKind
+from moesim.specs.serving import ServeScenarioSpec
+from moesim.study.plan.ground import Ground
+from moesim.study.plan.results import Confirmation, PlanPoint, PoolPlan
+
+__all__ = ["confirm", "ranking_sentence"]
+
+#: Lengths vary by this much about the asked mean, so that requests do not march in step. Assumption.
+LENGTH_SPREAD = 0.2
+LEAST_REQUESTS, MOST_REQUESTS = 60, 1500
+
+
+def confirm(
+    ground: Ground, points: Sequence[PlanPoint], progress: Callable[[str, float], None] = lambda what, done: None
+) -> list[Confirmation]:
+    """One simulation per point, in their order, with ranks by simulated tokens per second and device."""
+    tried = []
+    for i, point in enumerate(points):
+        progress(f"simulating {point.label}", i / len(points))
+        tried.append(_one(ground, point, i + 1))
+    rates = sorted((c.output_tokens_per_s_per_device for c in tried if c.output_tokens_per_s_per_device), reverse=True)
+    return [
+        c.model_copy(update={"rank_simulated": rates.index(c.output_tokens_per_s_per_device) + 1})
+        if c.output_tokens_per_s_per_device
+        else c
+        for c in tried
+    ]
+
+
+def ranking_sentence(found: Sequence[Confirmation]) -> str | None:
+    """Where closed form and simulation rank differently, or that they do not."""
+    ran = [c for c in found if c.rank_simulated is not None]
+    if len(ran) < 2:
+        return None
+    by_closed = sorted(ran, key=lambda c: c.rank_closed_form)
+    by_simulated = sorted(ran, key=lambda c: (c.rank_simulated or 0, c.rank_closed_form))
+    if by_closed == by_simulated:
+        return f"the simulation ranks the best {len(ran)} as the closed form does"
+    first = by_simulated[0]
+    other = by_closed[0]
+    if first != other:
+        return (
+            f"the simulation puts {first.split} first ({first.output_tokens_per_s_per_device:.0f} tokens/s per device), the"
+            f" closed form {other.split} (simulated: {other.output_tokens_per_s_per_device:.0f})"
+        )
+    order = ", ".join(c.split for c in by_simulated)
+    return f"the simulation agrees on the first and ranks the rest differently: {order}"
+
+
+def _one(ground: Ground, point: PlanPoint, rank: int) -> Confirmation:
+    scenario, load, n, note = _scenario(ground, point)
+    if scenario is None:
+        return _empty(point, rank, note or "")
+    try:
+        ran = _simulate(ground, scenario)
+    except InputError as error:
+        return _empty(point, rank, f"not simulated: {error}")
+    spec, ttft, tpot = ground.spec, ran.ttft_s, ran.tpot_s
+    tokens = ran.output_tokens_per_s_per_device
+    meets = None if ttft is None or tpot is None else ttft <= (spec.ttft_s or ttft) and tpot <= (spec.tpot_s or tpot)
+    return Confirmation(
+        split=point.label, load=load, ttft_s=ttft, tpot_s=tpot, output_tokens_per_s_per_device=tokens,
+        ttft_ratio=ttft / point.ttft_s if ttft else None, tpot_ratio=tpot / point.tpot_s if tpot else None,
+        throughput_ratio=tokens / point.output_tokens_per_s_per_device if tokens else None,
+        meets_goals=meets, good_frac=ran.good_frac,
+        rank_closed_form=rank, rank_simulated=None, n_requests=n, note=note,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    output_tokens_per_s_per_device: float | None = None
+    good_frac: float | None = None
+
+
+def _simulate(ground: Ground, scenario: ServeScenarioSpec) -> _Ran:
+    """Means after the warm-up; the rate by Little's law (requests over time would count the run-down at the end)."""
+    from moesim.sim.serving.summary import Goals, good_requests, kept_rows  # brings simpy
+    from moesim.study.plan.expected_draws import without_draws
+    from moesim.study.serve import simulate_requests
+    from moesim.study.serve_build import build_deployment
+
+    deployment = without_draws(build_deployment(scenario, scenario.seed), ground)
+    recorder, _ = simulate_requests(deployment, scenario.seed)
+    keep = kept_rows(recorder, scenario.serving.warmup_requests)
+    arrivals = scenario.serving.arrivals
+    if not keep.any() or arrivals is None:
+        return _Ran()
+    times = {name: np.asarray(values)[keep] for name, values in recorder.times.items()}
+    output = float(np.asarray(recorder.counts["output_tokens"])[keep].mean())
+    slo = scenario.serving.slo
+    tokens_per_s = (arrivals.concurrency or 1) * output / float(times["e2e_s"].mean())
+    return _Ran(
+        float(times["ttft_s"].mean()), float(np.nanmean(times["tpot_s"])), tokens_per_s / deployment.n_devices,
+        float(good_requests(times, Goals(slo.ttft_s, slo.tpot_s, slo.e2e_s)).mean()),
+    )  # fmt: skip
+
+
+def _empty(point: PlanPoint, rank: int, note: str) -> Confirmation:
+    return Confirmation(
+        split=point.label, load="", ttft_s=None, tpot_s=None, output_tokens_per_s_per_device=None, ttft_ratio=None,
+        tpot_ratio=None, throughput_ratio=None, meets_goals=None, good_frac=None, rank_closed_form=rank, rank_simulated=None,
+        n_requests=0, note=note,
+    )  # fmt: skip
+
+
+def _scenario(ground: Ground, point: PlanPoint) -> tuple[ServeScenarioSpec | None, str, int, str | None]:
+    """One unit of the deployment in a closed loop at its planned concurrency, and how that reads.
+
+    A closed loop keeps the batch that the closed form assumes, so what differs is queueing, chunking and the scheduler.
+    """
+    spec, main = ground.spec, point.main
+    if any(pool.parallel.pp_size > 1 for pool in point.pools):
+        return None, "", 0, "not simulated: the serving simulation has no pipeline stages"
+    pools = [_unit(pool, point) for pool in point.pools]
+    in_flight = main.batch * pools[-1]
+    if len(pools) > 1:
+        # requests that are still prefilled or on their way are in flight too
+        in_flight += max(1, round(point.requests_per_s * pools[-1] / main.n_instances * point.ttft_s))
+    n = min(MOST_REQUESTS, max(LEAST_REQUESTS, 4 * in_flight))
+    longest = 2 * (spec.input_tokens + spec.output_tokens)
+    longest = min(longest, ground.model.max_position_embeddings or longest)
+    serving: dict[str, Any] = {
+        "arrivals": {"kind": "closed_loop", "n_requests": n, "concurrency": in_flight},
+        "input": _lengths(spec.input_tokens), "output": _lengths(spec.output_tokens),
+        "scheduler": {"max_num_seqs": main.per_rank, "max_num_batched_tokens": max(spec.max_pass_tokens, main.per_rank),
+                      "memory_frac": 1.0, "prefix_caching": False, "max_model_len": longest},
+        "slo": {"ttft_s": spec.ttft_s, "tpot_s": spec.tpot_s},
+        "warmup_requests": n // 2,
+    }  # fmt: skip
+    if len(pools) > 1:
+        serving["disaggregation"] = {
+            "n_prefill": pools[0], "n_decode": pools[1], "prefill_parallel": point.pools[0].parallel,
+            "decode_parallel": main.parallel,
+        }  # fmt: skip
+    kind = SystemKind.MOE if ground.model.is_moe else SystemKind.DENSE
+    system = {
+        "name": "plan", "kind": kind, "model": spec.model, "parallel": main.parallel, "routing": spec.routing,
+        "weight_dtype": spec.weight_dtype, "kv_dtype": spec.kv_dtype,
+    }  # fmt: skip
+    n_devices = sum(pool.parallel.n_ranks * k for pool, k in zip(point.pools, pools, strict=True))
+    scenario = ServeScenarioSpec.model_validate({
+        "title": "plan", "hardware": ground.name, "n_devices": n_devices, "calibration": spec.calibration,
+        "system": system, "serving": serving, "seed": spec.seed,
+    })  # fmt: skip
+    return scenario, f"closed loop, {in_flight} in flight on {n_devices} devices", n, None
+
+
+def _unit(pool: PoolPlan, point: PlanPoint) -> int:
+    """Instances of a pool in one unit: one where the deployment prefills in place."""
+    return 1 if len(point.pools) == 1 else pool.n_instances // point.n_units
+
+
+def _lengths(tokens: int) -> dict[str, Any]:
+    low = max(1, round(tokens * (1.0 - LENGTH_SPREAD)))
+    return {"kind": "uniform", "low": low, "high": 2 * tokens - low}

@@ -1,0 +1,135 @@
+"""Times of a split over a whole grid of batches, with one evaluation of the cost model per phase.
+
+Letters: k sequences per attention-DP rank and pipeline turn, I input and O output tokens, P pipeline stages. A pass of P stages
+takes the time of all layers on one stage's ranks plus P - 1 sends, so every pipeline depth shares one evaluation. Where stages
+take turns, the one with most layers sets the pace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.analytic import step_time
+from moesim.cost import CostModel
+from moesim.lowering import Pass
+from moesim.ops import Num, Phase, Program
+from moesim.specs.parallel import ParallelSpec
+from moesim.study.instance import Instance
+from moesim.study.plan.formulas import PrefillTimes
+from moesim.study.plan.spec import PlanSpec
+
+__all__ = ["Curve", "batch_grid", "measure_curve", "prefill_steps", "uneven_stages"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A stage split's times by sequences per rank; `*_send_s` are what each further pipeline stage adds.
+
+    `prefill_s` is of one prompt alone, of one on every rank, and of as many as fill the passes of all ranks.
+    """
+
+    stage: ParallelSpec
+    n_layers: int
+    per_rank: Floats
+    decode_s: Floats
+    decode_send_s: Floats
+    prefill_s: tuple[float, float, float]
+    prefill_send_s: tuple[float, float, float]
+    n_chunks: int
+    n_per_pass: int
+
+    def decode(self, pp_size: int) -> Floats:
+        """Seconds between a sequence's tokens, by `per_rank`: P turns of the longest stage."""
+        return self.decode_s * uneven_stages(self.n_layers, pp_size) + self.decode_send_s * (pp_size - 1)
+
+    def prefill(self, pp_size: int) -> PrefillTimes:
+        """Seconds of prefill through all stages."""
+        alone, together, full = (
+            t + send * (pp_size - 1) for t, send in zip(self.prefill_s, self.prefill_send_s, strict=True)
+        )
+        share = full * uneven_stages(self.n_layers, pp_size) / (self.n_per_pass * self.stage.dp_size * pp_size)
+        return PrefillTimes(alone, together, share, self.stage.dp_size, self.n_chunks, self.n_per_pass)
+
+
+def uneven_stages(n_layers: int, pp_size: int) -> float:
+    """How much longer the longest stage is than the mean one, by its layers: all stages wait for it.
+
+    >>> uneven_stages(10, 4)
+    1.2
+    """
+    return -(-n_layers // pp_size) * pp_size / n_layers
+
+
+def batch_grid(most: int) -> Floats:
+    """Powers of two and the halves between them from 1 up to `most`, which is included.
+
+    >>> batch_grid(20).tolist()
+    [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0]
+    """
+    values, x = {float(most)}, 1
+    while x < most:
+        values |= {float(x), min(float(most), float(x + x // 2))}
+        x *= 2
+    return np.asarray(sorted(values))
+
+
+def prefill_steps(instance: Instance, spec: PlanSpec) -> tuple[tuple[list[Pass], list[Pass], list[Pass]], int, int]:
+    """Passes of one prompt, of one on every rank, of as many as fill them; chunks of a prompt; prompts per pass and rank."""
+    dp, per_pass = instance.parallel.dp_size, max(1, spec.max_pass_tokens // spec.input_tokens)
+    numbers = (1, dp, per_pass * dp)
+    steps = tuple(instance.prefill_passes(spec.input_tokens, 0, spec.max_pass_tokens, n) for n in numbers)
+    return (steps[0], steps[1], steps[2]), len(steps[0]), per_pass
+
+
+def measure_curve(instance: Instance, spec: PlanSpec, most_per_rank: int) -> Curve:
+    """Both phases of a stage split (`pp_size` 1) in two evaluations.
+
+    Assumes: the chunks of one prompt follow each other; a round of decoding has equal shares on every rank.
+    """
+    stage = instance.parallel
+    k = batch_grid(most_per_rank)
+    decode = Pass(Phase.DECODE, _grid(k * stage.dp_size), 1.0, max(0.0, spec.workload.mean_context - 1.0))
+    decode_s, decode_send_s = _times(instance, decode, len(k))
+    steps, n_chunks, per_pass = prefill_steps(instance, spec)
+    flat = [step for group in steps for step in group]
+    batch, new, cached = (
+        _grid(np.asarray([getattr(s, name) for s in flat])) for name in ("batch", "new_tokens", "cached_tokens")
+    )
+    seconds, send_s = _times(instance, Pass(Phase.PREFILL, batch, new, cached), len(flat))
+    return Curve(
+        stage, len(instance.model.layers), k, decode_s, decode_send_s, _sums(seconds, steps), _sums(send_s, steps), n_chunks,
+        per_pass,
+    )  # fmt: skip
+
+
+def _sums(values: Floats, groups: tuple[list[Pass], list[Pass], list[Pass]]) -> tuple[float, float, float]:
+    a, b = len(groups[0]), len(groups[0]) + len(groups[1])
+    return float(values[:a].sum()), float(values[a:b].sum()), float(values[b:].sum())
+
+
+def _times(instance: Instance, step: Pass, n: int) -> tuple[Floats, Floats]:
+    """Seconds of all layers, and of one send to a next stage, at each of n points."""
+    deeper = replace(instance, parallel=instance.parallel.model_copy(update={"pp_size": 2}))
+    program: Program = deeper.program(step)
+    layers = step_time(replace(program, pp_size=1, stage_sends=()), instance.cost)
+    return _flat(layers, n), _flat(_send(program, instance.cost), n)
+
+
+def _send(program: Program, cost: CostModel) -> Num:
+    total: Num = 0.0
+    for op in program.stage_sends:
+        total = total + cost.cost(op).time_s
+    return total
+
+
+def _flat(seconds: Num, n: int) -> Floats:
+    return np.array(np.broadcast_to(np.asarray(seconds, dtype=float).reshape(-1), (n,)))
+
+
+def _grid(values: Floats) -> Floats:
+    return np.asarray(values, dtype=float)[:, None, None]
