@@ -1,0 +1,1 @@
+"""Calibration: measured tables in, fitted forms with checked errors out."""

@@ -14,7 +14,7 @@ from moesim.calibrate.fit_outcomes import FitResult
 from moesim.calibrate.importing import import_table
 from moesim.calibrate.profile import Progress, profile, record_routing
 from moesim.calibrate.store import find_calibration, load_calibration, save_calibration
-from moesim.calibrate.tables import read_table, write_table
+from moesim.calibrate.tables import MeasurementTable, read_table, write_table
 from moesim.cli.progress import progress_bar
 from moesim.cli.table import print_json, table
 from moesim.cost.forms_calibration import Calibration
@@ -79,13 +79,14 @@ def fit_command(tables: Sequence[Path], device: str, out: Path, kinds: Sequence[
     spec = load_device(device)
     link = load_link(spec.scale_up_link).bytes_per_s if spec.scale_up_link else 0.0
     read = [read_table(path).of_kinds(kinds) for path in tables]
+    _check_out(read, out)
     with progress_bar() as bar:
         task = bar.add_task("fitting", total=None)
         found = fit_tables(
             read, spec, link, date=datetime.date.today().isoformat(),
             progress=lambda name: bar.update(task, description=f"fitting {name}"),
         )  # fmt: skip
-    paths = _paths(found.calibrations, out)
+    paths = [_path(calibration, out) for calibration in found.calibrations]
     for calibration, path in zip(found.calibrations, paths, strict=True):
         save_calibration(calibration, path)
     if as_json:
@@ -145,16 +146,20 @@ def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
     return pairs
 
 
-def _paths(found: Sequence[Calibration], out: Path) -> list[Path]:
-    """One file per stack; a single YAML file only for a single stack."""
-    if out.suffix in (".yaml", ".yml"):
-        if len(found) > 1:
-            stacks = ", ".join(c.name for c in found)
-            raise InputError(
-                "the tables hold several stacks; name a folder", field="--out", value=str(out), allowed=stacks
-            )
-        return [out]
-    return [out / c.device / f"{c.stack}.yaml" for c in found]
+def _check_out(tables: Sequence[MeasurementTable], out: Path) -> None:
+    """Before the work: a single YAML file takes only a single stack."""
+    stacks = {f"{r.stack} {r.version}".strip() for t in tables for r in t.families()}
+    if out.suffix in (".yaml", ".yml") and len(stacks) > 1:
+        raise InputError(
+            "the tables hold several stacks; name a folder",
+            field="--out",
+            value=str(out),
+            allowed=", ".join(sorted(stacks)),
+        )
+
+
+def _path(calibration: Calibration, out: Path) -> Path:
+    return out if out.suffix in (".yaml", ".yml") else out / calibration.device / f"{calibration.stack}.yaml"
 
 
 def _fit_dict(found: FitResult, paths: Sequence[Path]) -> dict[str, object]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from moesim.calibrate.importers.user_csv import read_csv
 from moesim.calibrate.tables import MeasurementTable, concat
 from moesim.errors import InputError
+from moesim.specs.load import read_yaml
 from moesim.specs.model import DenseFfn, GqaAttention, ModelSpec, MoeFfn
 
 if TYPE_CHECKING:
@@ -31,16 +32,19 @@ def import_layer_profile(
         folder: the model's folder, with ``tp1``, ``tp2``, ... inside.
         model: its architecture; projections and head counts are divided by the tensor-parallel size.
         device: our name of the device it was profiled on.
-        version: version of the stack.
+        version: version of the stack; the one in ``meta.yaml`` if empty.
         kernel: what to call the kernels.
         stack: name of the stack.
 
     Assumes: bf16 weights and cache; loads of a MoE row spread evenly over its activated experts.
 
     Raises:
-        InputError: no profile there, a column missing, or an architecture that is not grouped-query attention.
+        InputError: no profile there, a column missing, the profile of another model, or an architecture that is not
+            grouped-query attention.
     """
     folder = Path(folder)
+    about = _about(folder, model)
+    version = version or about.get("vllm_version", "")
     fixed = {"device": device, "stack": stack, "version": version, "kernel": kernel, "dtype": "bf16"}
     fixed["source"] = f"layer profile {folder.name}"
     frames = []
@@ -54,6 +58,19 @@ def import_layer_profile(
     if not frames:
         raise InputError("holds no layer profile", file=str(folder), hint="give the folder with tp1/dense.csv inside")
     return concat(frames)
+
+
+def _about(folder: Path, model: ModelSpec) -> dict[str, str]:
+    """Texts of ``meta.yaml``, if there is one; a profile of another model is refused."""
+    path = folder / "meta.yaml"
+    if not path.is_file():
+        return {}
+    about = {name: value for name, value in read_yaml(path).items() if isinstance(value, str)}
+    profiled = about.get("model", "").rpartition("/")[2].lower()
+    names = [n.rpartition("/")[2].lower() for n in (model.name, model.hf_id or "") if n]
+    if profiled and not any(profiled == n or profiled.startswith(f"{n}-") for n in names):
+        raise InputError("profile of another model", str(path), field="model", value=about["model"], allowed=model.name)
+    return about
 
 
 def _columns(path: Path) -> pd.DataFrame:
@@ -121,6 +138,10 @@ def _moe(raw: pd.DataFrame, model: ModelSpec, tp_size: int) -> pd.DataFrame:
         raise InputError("a MoE profile of a model without experts", field="model", value=model.name)
     pairs = raw["tokens"] * ffn.num_experts_per_tok
     hit = raw["activated_experts"]
+    if (hit > ffn.n_routed_experts).any() or (hit > pairs).any():
+        allowed = f"at most {ffn.n_routed_experts}, and {ffn.num_experts_per_tok} per token"
+        problem = "experts that the model does not have: profile of another model"
+        raise InputError(problem, field="activated_experts", value=int(hit.max()), allowed=allowed)
     shape = (model.hidden_size, ffn.moe_intermediate_size, ffn.n_routed_experts, ffn.num_experts_per_tok)
     return pd.DataFrame(
         {
