@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from moesim.analytic import step_time
 from moesim.cost import CostModel
 from moesim.lowering import Pass
-from moesim.ops import Num, Phase, Program
+from moesim.ops import Num, OpKind, Phase, Program
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.instance import Instance
 from moesim.study.plan.formulas import PrefillTimes
 from moesim.study.plan.spec import PlanSpec
+from moesim.study.serve_build import FITTED_OVERHEADS as HOST
 
 __all__ = ["Curve", "batch_grid", "measure_curve", "prefill_steps", "uneven_stages"]
 
@@ -38,10 +39,12 @@ class Curve:
     per_rank: Floats
     decode_s: Floats
     decode_send_s: Floats
+    attention_s: Floats
     prefill_s: tuple[float, float, float]
     prefill_send_s: tuple[float, float, float]
     n_chunks: int
     n_per_pass: int
+    chunk_tokens: int
 
     def decode(self, pp_size: int) -> Floats:
         """Seconds between a sequence's tokens, by `per_rank`: P turns of the longest stage."""
@@ -53,7 +56,9 @@ class Curve:
             t + send * (pp_size - 1) for t, send in zip(self.prefill_s, self.prefill_send_s, strict=True)
         )
         share = full * uneven_stages(self.n_layers, pp_size) / (self.n_per_pass * self.stage.dp_size * pp_size)
-        return PrefillTimes(alone, together, share, self.stage.dp_size, self.n_chunks, self.n_per_pass)
+        return PrefillTimes(
+            alone, together, share, self.stage.dp_size, self.n_chunks, self.n_per_pass, self.chunk_tokens
+        )
 
 
 def uneven_stages(n_layers: int, pp_size: int) -> float:
@@ -89,21 +94,25 @@ def prefill_steps(instance: Instance, spec: PlanSpec) -> tuple[tuple[list[Pass],
 def measure_curve(instance: Instance, spec: PlanSpec, most_per_rank: int) -> Curve:
     """Both phases of a stage split (`pp_size` 1) in two evaluations.
 
+    Every pass has the host time that the serving simulation gives it (docs/serving.md).
     Assumes: the chunks of one prompt follow each other; a round of decoding has equal shares on every rank.
     """
     stage = instance.parallel
     k = batch_grid(most_per_rank)
     decode = Pass(Phase.DECODE, _grid(k * stage.dp_size), 1.0, max(0.0, spec.workload.mean_context - 1.0))
-    decode_s, decode_send_s = _times(instance, decode, len(k))
+    decode_s, decode_send_s, attention_s = _times(instance, decode, len(k))
     steps, n_chunks, per_pass = prefill_steps(instance, spec)
     flat = [step for group in steps for step in group]
     batch, new, cached = (
         _grid(np.asarray([getattr(s, name) for s in flat])) for name in ("batch", "new_tokens", "cached_tokens")
     )
-    seconds, send_s = _times(instance, Pass(Phase.PREFILL, batch, new, cached), len(flat))
+    seconds, send_s, _ = _times(instance, Pass(Phase.PREFILL, batch, new, cached), len(flat))
+    decode_s = decode_s + HOST.pass_s
+    seconds = seconds + (HOST.pass_s + HOST.prefill_s)
     return Curve(
-        stage, len(instance.model.layers), k, decode_s, decode_send_s, _sums(seconds, steps), _sums(send_s, steps), n_chunks,
-        per_pass,
+        stage=stage, n_layers=len(instance.model.layers), per_rank=k, decode_s=decode_s, decode_send_s=decode_send_s,
+        attention_s=attention_s, prefill_s=_sums(seconds, steps), prefill_send_s=_sums(send_s, steps), n_chunks=n_chunks,
+        n_per_pass=per_pass, chunk_tokens=min(spec.input_tokens, spec.max_pass_tokens),
     )  # fmt: skip
 
 
@@ -112,12 +121,20 @@ def _sums(values: Floats, groups: tuple[list[Pass], list[Pass], list[Pass]]) -> 
     return float(values[:a].sum()), float(values[a:b].sum()), float(values[b:].sum())
 
 
-def _times(instance: Instance, step: Pass, n: int) -> tuple[Floats, Floats]:
-    """Seconds of all layers, and of one send to a next stage, at each of n points."""
+def _times(instance: Instance, step: Pass, n: int) -> tuple[Floats, Floats, Floats]:
+    """Seconds of all layers, of one send to a next stage, and of decode attention in all layers, at each of n points."""
     deeper = replace(instance, parallel=instance.parallel.model_copy(update={"pp_size": 2}))
     program: Program = deeper.program(step)
     layers = step_time(replace(program, pp_size=1, stage_sends=()), instance.cost)
-    return _flat(layers, n), _flat(_send(program, instance.cost), n)
+    return _flat(layers, n), _flat(_send(program, instance.cost), n), _attention(program, instance.cost, n)
+
+
+def _attention(program: Program, cost: CostModel, n: int) -> Floats:
+    total = np.zeros(n)
+    for segment, op in program.ops():
+        if op.kind is OpKind.ATTENTION_DECODE:
+            total = total + _flat(cost.cost(op).time_s, n) * segment.n_repeat
+    return total
 
 
 def _send(program: Program, cost: CostModel) -> Num:

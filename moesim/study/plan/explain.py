@@ -8,6 +8,7 @@ from typing import Literal
 
 from moesim.analytic import StepEstimate
 from moesim.cost import usd_per_million_tokens
+from moesim.ops import OpKind
 from moesim.specs.base import weakest
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.plan.curves import prefill_steps, uneven_stages
@@ -16,6 +17,7 @@ from moesim.study.plan.formulas import PrefillTimes, colocated, pool_ttft
 from moesim.study.plan.ground import Ground
 from moesim.study.plan.results import Bottleneck, PlanPoint, PoolPlan
 from moesim.study.plan.splits import memory_of
+from moesim.study.serve_build import FITTED_OVERHEADS as HOST
 
 __all__ = ["Deployment", "explain"]
 
@@ -52,11 +54,13 @@ def explain(ground: Ground, d: Deployment) -> PlanPoint:
     spec = ground.spec
     decode = ground.instance(d.parallel)
     step = decode.analytic(decode.decode_pass(d.batch, spec.workload.mean_context)).estimate
-    pass_s = step.time_s * uneven_stages(len(ground.model.layers), d.parallel.pp_size)
+    pass_s = (step.time_s + HOST.pass_s) * uneven_stages(len(ground.model.layers), d.parallel.pp_size)
     prefill = _prefill(ground, d.prefill or d.parallel)
     transfer_s = 0.0
     if d.prefill is None:
-        served = colocated(pass_s, float(d.per_rank), d.parallel.pp_size, prefill.times, spec.output_tokens)
+        served = colocated(
+            pass_s, _attention(step), float(d.per_rank), d.parallel.pp_size, prefill.times, spec.output_tokens
+        )
         tpot, ttft, queue = float(served.tpot_s), float(served.ttft_s), float(served.queue_s)
         rate = float(served.requests_per_s) * d.n_main
         round_s = d.batch / (float(served.requests_per_s) * spec.output_tokens)
@@ -111,11 +115,16 @@ def _prefill(ground: Ground, parallel: ParallelSpec) -> _Prefill:
         [known.setdefault(step, known.get(step) or instance.analytic(step).estimate) for step in steps]
         for steps in groups
     )
-    seconds = [sum(e.time_s for e in estimates) for estimates in (alone, together, full)]
+    seconds = [sum(e.time_s + HOST.pass_s + HOST.prefill_s for e in estimates) for estimates in (alone, together, full)]
     uneven = uneven_stages(len(ground.model.layers), parallel.pp_size)
     share = seconds[2] * uneven / (per_pass * parallel.dp_size * parallel.pp_size)
-    times = PrefillTimes(seconds[0], seconds[1], share, parallel.dp_size, n_chunks, per_pass)
+    chunk = min(ground.spec.input_tokens, ground.spec.max_pass_tokens)
+    times = PrefillTimes(seconds[0], seconds[1], share, parallel.dp_size, n_chunks, per_pass, chunk)
     return _Prefill(alone[-1], times, full)
+
+
+def _attention(step: StepEstimate) -> float:
+    return sum(line.time_s for line in step.lines if line.kind is OpKind.ATTENTION_DECODE)
 
 
 def _pool(

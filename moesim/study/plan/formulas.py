@@ -29,6 +29,7 @@ class PrefillTimes:
     dp_size: Num
     n_chunks: int
     n_per_pass: int
+    chunk_tokens: int
 
     @property
     def per_rank_s(self) -> Num:
@@ -50,21 +51,27 @@ class Served:
     requests_per_s: Num
 
 
-def colocated(decode_s: Num, per_rank: Num, pp_size: int, prefill: PrefillTimes, output_tokens: int) -> Served:
+def colocated(
+    decode_s: Num, attention_s: Num, per_rank: Num, pp_size: int, prefill: PrefillTimes, output_tokens: int
+) -> Served:
     """An instance that prefills and decodes, with all its sequences in flight.
 
     A round takes d + e(u) seconds; a request that decodes sees the prompts of the b - 1 others. e(u) is the longer of the work,
-    u R P s, and of the passes that some rank spends on prompts, 1 - exp(-u c R) of all, each of the length of its busiest rank.
+    u R P s, and of the passes that some rank spends on prompts, 1 - exp(-u c R) of all, each of the length of its busiest rank;
+    less what decoding saves in such a pass, where weights are read anyway: all but its attention and k more rows.
     A prompt waits for the pass that runs (renewal theory) and for those before it on its rank (M/D/1), then takes c passes.
-    Assumes: steady state, prompts spread evenly over ranks. Source: Pollaczek-Khinchine; the rest is an assumption that the
+    Assumes: steady state, prompts spread evenly over ranks, prefill and decode share passes (vLLM's default; an engine that runs
+    them apart saves nothing). Source: Pollaczek-Khinchine; the rest is an assumption that the
     serving simulation checks.
     """
     batch = per_rank * (prefill.dp_size * pp_size) * 1.0
     others = (batch - 1.0) / batch
     rate = per_rank / output_tokens
-    prefill_s, active = _prefill_per_round(rate, pp_size, prefill)
+    saved_s = decode_s - attention_s - prefill.alone_s / prefill.n_chunks * (per_rank / prefill.chunk_tokens)
+    saved_s = np.maximum(saved_s, 0.0)
+    prefill_s, active = _prefill_per_round(rate, pp_size, prefill, saved_s)
     round_s = decode_s + prefill_s
-    tpot_s = decode_s + _prefill_per_round(rate * others, pp_size, prefill)[0]
+    tpot_s = decode_s + _prefill_per_round(rate * others, pp_size, prefill, saved_s)[0]
     with_prefill_s = decode_s + prefill_s / active
     residual_s = ((1.0 - active) * decode_s**2 + active * with_prefill_s**2) / (2.0 * round_s)
     busy = np.minimum(rate * others * prefill.n_chunks / prefill.n_per_pass, MOST_BUSY)
@@ -73,13 +80,14 @@ def colocated(decode_s: Num, per_rank: Num, pp_size: int, prefill: PrefillTimes,
     return Served(tpot_s, ttft_s, queue_s, batch / (round_s * output_tokens))
 
 
-def _prefill_per_round(rate: Num, pp_size: int, prefill: PrefillTimes) -> tuple[Num, Num]:
+def _prefill_per_round(rate: Num, pp_size: int, prefill: PrefillTimes, saved_s: Num) -> tuple[Num, Num]:
     """e(u), and the share of rounds in which any rank prefills."""
     n = rate * prefill.n_chunks * prefill.dp_size
     active = np.maximum(-np.expm1(-n), 1e-12)
     in_step = active * prefill.passes(n / active) / prefill.n_chunks
     work = rate * (prefill.dp_size * pp_size) * prefill.share_s
-    return np.maximum(work, in_step), np.minimum(active, 1.0)
+    longer = np.maximum(work, in_step)
+    return longer - np.minimum(active * saved_s, 0.5 * longer), np.minimum(active, 1.0)
 
 
 def pool_ttft(rate_per_s: Num, prefill: PrefillTimes) -> tuple[Num, Num]:

@@ -69,7 +69,8 @@ def in_place(splits: Sequence[Split], curves: Mapping[ParallelSpec, Curve], spec
         curve, pp = curves[split.stage], split.parallel.pp_size
         k = np.arange(1, split.max_per_rank + 1)
         decode_s = np.interp(k, curve.per_rank, curve.decode(pp))
-        served = colocated(decode_s, k.astype(float), pp, curve.prefill(pp), spec.output_tokens)
+        attention_s = np.interp(k, curve.per_rank, curve.attention_s)
+        served = colocated(decode_s, attention_s, k.astype(float), pp, curve.prefill(pp), spec.output_tokens)
         one, n = np.ones(len(k), dtype=np.int64), split.parallel.n_ranks
         parts.append(
             Options(one * i, k, one, one * NONE, one * 0, one * n, served.tpot_s, served.ttft_s, served.requests_per_s)
@@ -139,7 +140,13 @@ class _Prefillers:
     def pick(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> _Prefillers:
         t = self.times
         times = PrefillTimes(
-            t.alone_s[which], t.round_s[which], t.share_s[which], t.dp_size[which], t.n_chunks, t.n_per_pass
+            t.alone_s[which],
+            t.round_s[which],
+            t.share_s[which],
+            t.dp_size[which],
+            t.n_chunks,
+            t.n_per_pass,
+            t.chunk_tokens,
         )
         return _Prefillers(self.split[which], self.n_ranks[which], times)
 
@@ -172,7 +179,7 @@ def _prefillers(splits: Sequence[Split], curves: Mapping[ParallelSpec, Curve]) -
         np.asarray([getattr(t, name) for t in each], dtype=float)
         for name in ("alone_s", "round_s", "share_s", "dp_size")
     )
-    times = PrefillTimes(alone, together, share, dp, each[0].n_chunks, each[0].n_per_pass)
+    times = PrefillTimes(alone, together, share, dp, each[0].n_chunks, each[0].n_per_pass, each[0].chunk_tokens)
     everyone = _Prefillers(np.arange(len(splits)), n_ranks, times)
     return everyone.pick(_unbeaten(n_ranks, 1.0 / alone, 1.0 / share))
 
