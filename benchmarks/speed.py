@@ -12,18 +12,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import simpy
 
 from moesim.analytic import estimate
+from moesim.cost import CostModel
 from moesim.lowering import Pass
 from moesim.ops import Phase
 from moesim.sim import simulate
 from moesim.specs.catalog import load_hardware, load_model
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, RoutingSpec
+from moesim.study.calibrated import calibration_for
 from moesim.study.grid import time_grid
 from moesim.study.instance import Instance, build_instance
 
@@ -113,6 +116,27 @@ def flow_row(hardware: str, dp: int, per_rank: int = 128) -> dict[str, float]:
     }
 
 
+def calibrated_rows(instance: Instance, step: Pass, points: tuple[np.ndarray, ...]) -> dict[str, float]:
+    """The same estimate by the H200 calibration: shapes it has costed before, shapes it has not, and the grid."""
+    known = calibration_for("vllm", "h200_sxm")
+    calibrated = replace(instance, cost=CostModel.of(instance.hardware, known))
+    seen = best_of(lambda: estimate(calibrated.program(step), calibrated.cost), 50)
+    times = []
+    for i in range(60):  # every pass has a batch and a context of its own
+        other = replace(step, batch=600.0 + i, cached_tokens=3000.0 + 7.0 * i)
+        times.append(best_of(lambda other=other: estimate(calibrated.program(other), calibrated.cost), 1))
+    batch, context, experts, top_k = points
+
+    def grid() -> object:
+        return time_grid(calibrated, Phase.DECODE, batch, context, n_experts=experts, top_k=top_k)
+
+    return {
+        "the same with the H200 calibration, shapes seen before, ms": round(seen * 1e3, 3),
+        "the same with the H200 calibration, new shapes, ms": round(statistics.median(times) * 1e3, 3),
+        "vectorised points per second with the calibration": round(len(batch) / best_of(grid, 3)),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
@@ -136,6 +160,7 @@ def main() -> None:
     rows["vectorised (batch, context, experts, top-k) points per second"] = round(n / grid_s)
     rows["vectorised over one by one, ratio"] = round(one / (grid_s / n))
 
+    rows |= calibrated_rows(instance, step, (batch, context, experts, top_k))
     for name, hardware, dp in (
         ("EP64", "h100_x128_nodes", 64),
         ("EP128", "h100_x128_nodes", 128),

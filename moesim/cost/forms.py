@@ -165,7 +165,7 @@ class Correction:
         return log_factor.reshape(features.shape[:-1]), distance.reshape(features.shape[:-1])
 
 
-_CHUNK = 512  # rows whose kernel (300 centres) stays in a cache
+_CHUNK = 48  # rows whose kernel (300 centres) stays in a cache, and is below the size that BLAS splits over threads
 
 
 def squared_distances(a: Array, b: Array) -> Array:
