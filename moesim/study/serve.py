@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim._version import __version__
-from moesim.errors import InputError
+from moesim.errors import ConservationError, InputError
 from moesim.sim.serving.metrics import Recorder
 from moesim.sim.serving.requests import Outcome, Request
 from moesim.sim.serving.summary import Goals, Stability, distribution, good_requests, kept_rows, stability
@@ -123,6 +123,10 @@ def simulate_requests(
         folder: where relative request files are looked for first.
         tell: called with the fraction of requests submitted.
         jump: many equal passes at once; False goes pass by pass, with the same outcome.
+
+    Raises:
+        InputError: a request file that cannot be read on.
+        ConservationError: requests, tokens or KV blocks do not add up.
     """
     serving = deployment.scenario.serving
     streams = np.random.default_rng(seed).spawn(3)
@@ -140,6 +144,8 @@ def simulate_requests(
     except KeyboardInterrupt:
         interrupted = True
     cluster.close()
+    if cluster.alive and not interrupted:
+        raise ConservationError(f"{len(cluster.alive)} requests never finished")
     return recorder, interrupted
 
 

@@ -26,6 +26,10 @@ CASES = {
     "replicas": {"replicas": 3, "router": RouterKind.LEAST_LOADED},
     "disaggregated": {"replicas": 2, "decoders": 2, "transfer": Transfer(1e5, 1e9, 1e-3)},
     "disaggregated, short of blocks": {"decoders": 1, "blocks": 70},
+    "disaggregated, one pass at a time": {"decoders": 2, "overlapped": False, "overheads": HOST},
+    "disaggregated static": {"decoders": 1, "policy": "static", "limits": Limits(8, 512)},
+    "disaggregated, all reserved": {"decoders": 1, "policy": "trtllm", "blocks": 100},
+    "speculation, all reserved": {"speculation": Speculation(2, 0.6), "policy": "trtllm", "blocks": 100},
     "speculation": {"speculation": Speculation(3, 0.7)},
 }
 

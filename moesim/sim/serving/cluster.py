@@ -125,7 +125,7 @@ class Cluster:
             return Outcome.REJECTED_CONTEXT
         for engine in (*self.engines[:1], *self.decoders[:1]):
             pool = engine.ranks[0].pool
-            tokens = request.input_tokens if engine.hand_over else total
+            tokens = request.input_tokens if engine.hand_over and not engine.policy.reserves else total
             if pool.blocks_for(tokens) > pool.n_blocks:
                 return Outcome.REJECTED_KV
         return None

@@ -120,6 +120,8 @@ class Cohort:
 
     def blocks_of(self, seq: Sequence) -> int:
         """Blocks that a member holds after the passes scheduled so far."""
+        if self.is_reserved:
+            return seq.held
         if self.growth == 1.0:
             return -(-min(self.context_of(seq), seq.join_context + seq.steps_left) // self.block_size)
         return seq.blocks + self._cycles(seq, self.step)

@@ -270,6 +270,8 @@ class Engine:
         works = [RankWork(len(c), c.context_sum, c.context_max, (), len(c)) for c in cohorts]
         seconds = self._padded_s(self.cost.decode_s(works, n_steps, cohorts[0].growth, self.n_passes), works)
         start_s = self._start_s()
+        if self.n_passes == 0:
+            seconds[0] += self.overheads.first_pass_s
         seconds[0] += start_s
         ends = np.cumsum(seconds)
         previous_s = self.last_end_s if self.inflight else self.now

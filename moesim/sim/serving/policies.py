@@ -43,6 +43,12 @@ class Policy:
             return True
         return not self._fits_first(rank)
 
+    def _fits_over(self, rank: Rank) -> bool:
+        """Whether a sequence prefilled elsewhere can be taken over."""
+        seq = rank.waiting[0]
+        tokens = seq.final_context if self.reserves else seq.target
+        return rank.pool.blocks_for(tokens) <= rank.pool.n_free
+
     def is_steady(self, rank: Rank) -> bool:
         """True if nothing but decodes of the same sequences can be scheduled until one finishes or a request arrives."""
         if rank.prefilling:
@@ -52,13 +58,18 @@ class Policy:
     def _fits_first(self, rank: Rank) -> bool:
         seq = rank.waiting[0]
         if seq.prefilled_elsewhere:
-            return rank.pool.blocks_for(seq.target) <= rank.pool.n_free
+            return self._fits_over(rank)
         n_hits = rank.reuse_prefix(seq)
         left = seq.target - n_hits * seq.request.hash_tokens
         budget = rank.limits.max_num_batched_tokens - len(rank.cohort) * rank.tokens_per_decode
-        if left > budget and not rank.limits.chunked_prefill:
+        if left > budget and _runs_whole(rank, left):
             return False
         return budget > 0 and rank.need(seq, min(left, budget), n_hits) <= rank.pool.n_free
+
+
+def _runs_whole(rank: Rank, n_tokens: int) -> bool:
+    """Whether a prompt may not be cut: chunking is off and it fits into a pass of its own."""
+    return not rank.limits.chunked_prefill and n_tokens <= rank.limits.max_num_batched_tokens
 
 
 class VllmPolicy(Policy):
@@ -107,7 +118,7 @@ class VllmPolicy(Policy):
                 continue
             n_hits = rank.reuse_prefix(seq)
             left = seq.target - n_hits * seq.request.hash_tokens
-            if left > budget and not limits.chunked_prefill:
+            if left > budget and _runs_whole(rank, left):
                 return
             n = min(left, budget)
             if not rank.admit(seq, n, n_hits, now):
@@ -190,7 +201,7 @@ class TrtllmPolicy(VllmPolicy):
                 continue
             n_hits = rank.reuse_prefix(seq)
             left = seq.target - n_hits * seq.request.hash_tokens
-            if left > budget and not (limits.chunked_prefill or left > limits.max_num_batched_tokens):
+            if left > budget and _runs_whole(rank, left):
                 return
             n = min(left, budget)
             if not rank.admit(seq, n, n_hits, now, room_for=seq.final_context):
@@ -201,6 +212,8 @@ class TrtllmPolicy(VllmPolicy):
 
     def _fits_first(self, rank: Rank) -> bool:
         seq = rank.waiting[0]
+        if seq.prefilled_elsewhere:
+            return self._fits_over(rank)
         n_hits = rank.reuse_prefix(seq)
         n = min(seq.target - n_hits * seq.request.hash_tokens, rank.limits.max_num_batched_tokens)
         return rank.need(seq, n, n_hits, seq.final_context) <= rank.pool.n_free
@@ -243,7 +256,9 @@ class StaticPolicy(Policy):
             rank.waiting.popleft()
 
     def is_blocked(self, rank: Rank) -> bool:
-        """Nothing starts while a batch runs."""
+        """Nothing starts while a batch runs, but what was prefilled elsewhere joins where there is room."""
+        if rank.waiting and rank.waiting[0].prefilled_elsewhere:
+            return super().is_blocked(rank)
         return not rank.waiting or rank.n_running > 0
 
 

@@ -164,7 +164,7 @@ class Rank:
 
     def admit_decoding(self, seq: Sequence, now: float) -> bool:
         """Take over a sequence that was prefilled elsewhere; False if its blocks do not fit."""
-        if not self.reserve(seq, seq.target):
+        if not self.reserve(seq, seq.final_context if self.cohort.is_reserved else seq.target):
             return False
         if seq.scheduled_s < 0.0:
             seq.scheduled_s = now
