@@ -16,7 +16,7 @@ from moesim.memory.count import rank_weights
 from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.sweep import ConstraintKind, ConstraintSpec, SolvedBy
-from moesim.study.sweep.shapes import Experts, _expert_bytes, _without_experts, n_params_of
+from moesim.study.sweep.shapes import Experts, _expert_bytes, n_params_of, without_experts
 
 __all__ = ["Target", "resolve", "solve_experts", "weight_bytes"]
 
@@ -57,7 +57,7 @@ def weight_bytes(model: ModelSpec, experts: Experts) -> Floats:
     """Bytes of all weights, each once."""
     n = range(len(model.layers))
     alone = ParallelSpec()
-    bare = rank_weights(_without_experts(model), alone, n, first=True, last=True).total
+    bare = rank_weights(without_experts(model), alone, n, first=True, last=True).total
     return np.asarray(bare + _expert_bytes(model, alone, experts, n), dtype=float)
 
 

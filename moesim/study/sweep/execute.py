@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,7 +15,7 @@ __all__ = ["answers"]
 CONNECT_S = 20
 
 
-def answers(tasks: Sequence[Task], n_jobs: int = 1, scheduler: str | None = None) -> Iterator[Answer]:
+def answers(tasks: Sequence[Task], n_jobs: int = 1, scheduler: str | None = None) -> Generator[Answer, None, None]:
     """Answers of all tasks as they come.
 
     Args:
@@ -36,23 +36,28 @@ def answers(tasks: Sequence[Task], n_jobs: int = 1, scheduler: str | None = None
         yield from _parallel(tasks, n_jobs=min(n_jobs, len(tasks)) if n_jobs > 0 else n_jobs)
 
 
-def _parallel(tasks: Sequence[Task], **options: Any) -> Iterator[Answer]:
+def _parallel(tasks: Sequence[Task], **options: Any) -> Generator[Answer, None, None]:
     from joblib import Parallel, delayed
 
     run = Parallel(return_as="generator_unordered", batch_size=1, **options)
     yield from run(delayed(run_task)(task) for task in tasks)
 
 
-def _on_cluster(tasks: Sequence[Task], scheduler: str) -> Iterator[Answer]:
+def _client(scheduler: str) -> Any:
     try:
-        from distributed import Client
+        import distributed
     except ImportError:
         raise MissingExtraError("dask.distributed", "dask") from None
+    connect: Any = distributed.Client
+    return connect(scheduler, timeout=CONNECT_S)
+
+
+def _on_cluster(tasks: Sequence[Task], scheduler: str) -> Generator[Answer, None, None]:
     from joblib import parallel_config
 
     with ExitStack() as stack:
         try:
-            client = stack.enter_context(Client(scheduler, timeout=CONNECT_S))
+            client: Any = stack.enter_context(_client(scheduler))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 "no Dask scheduler answers there",

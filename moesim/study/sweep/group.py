@@ -1,12 +1,12 @@
 """All cases that share hardware, split and skeleton, answered together in closed form.
 
-The formulas are those of `moesim.study.points` (continuous batching without queueing), over arrays of cases. Letters: C requests in
-flight on the hardware, b on one instance, I input and O output tokens.
+The formulas are those of `moesim.study.points` (continuous batching without queueing), over arrays of cases. Letters: C requests
+in flight on the hardware, b on one instance, I input and O output tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -32,11 +32,11 @@ from moesim.study.resolve import resolve_model
 from moesim.study.sweep.constraints import Target, solve_experts, split_experts
 from moesim.study.sweep.laws import loss_of
 from moesim.study.sweep.links import scaled_cost
-from moesim.study.sweep.passes import Passes, PassTimes, is_even
+from moesim.study.sweep.passes import Passes, PassTimes, _Lowered, is_even, priced
 from moesim.study.sweep.paths import Variant, patched_model
 from moesim.study.sweep.shapes import Experts, changed_model, check_splits, memory_of, n_params_of, structural_check
 
-__all__ = ["CONSTRAINT", "NUMBERS", "GroupCases", "Rules", "answer", "is_quick", "system_parts"]
+__all__ = ["CONSTRAINT", "NUMBERS", "GroupCases", "Rules", "answer", "answer_all", "is_quick", "system_parts"]
 
 Floats = NDArray[np.float64]
 Columns = dict[str, Any]
@@ -101,7 +101,9 @@ def _hardware(name: str, n_devices: int | None, calibration: str | None) -> tupl
 
 @lru_cache(maxsize=64)
 def _model(name: str, weight_dtype: Any, kv_dtype: Any, shape: tuple[tuple[str, int], ...]) -> ModelSpec:
-    spec = SystemSpec.model_construct(model=name, weight_dtype=weight_dtype, kv_dtype=kv_dtype)
+    spec = SystemSpec.model_construct(
+        name="-", kind=SystemKind.MOE, model=name, weight_dtype=weight_dtype, kv_dtype=kv_dtype
+    )
     return patched_model(resolve_model(spec), dict(shape))
 
 
@@ -135,9 +137,37 @@ def _model_key(variant: Variant, system: int) -> tuple[str, Any, Any, tuple[tupl
     return spec.model, spec.weight_dtype, spec.kv_dtype, tuple(sorted(variant.shapes.get(system, {}).items()))
 
 
+Ask = tuple[list[_Lowered], "NDArray[np.intp] | None"]
+
+
 def answer(cases: GroupCases, rules: Rules) -> Columns:
     """Result columns of all cases, in order; `outcome` and `reason` say why a case has no times."""
-    return _Group(cases, rules).columns()
+    return answer_all([cases], rules)[0]
+
+
+def answer_all(groups: Sequence[GroupCases], rules: Rules) -> list[Columns]:
+    """`answer` of each group, with the operators of all of them priced together.
+
+    A group is a generator: it yields the programs it needs times of, and is sent the times.
+    """
+    states = [_Group(cases, rules) for cases in groups]
+    running = [(state, state.columns()) for state in states]
+    waiting = []
+    for _, steps in running:
+        asked = next(steps, None)
+        if asked is not None:
+            waiting.append((steps, asked))
+    while waiting:
+        times = iter(priced([lowered for _, asked in waiting for lowered, _ in asked]))
+        ahead = []
+        for steps, asked in waiting:
+            found = [t if inverse is None else t.take(inverse) for (_, inverse), t in zip(asked, times, strict=False)]
+            try:
+                ahead.append((steps, steps.send(found)))
+            except StopIteration:
+                continue
+        waiting = ahead
+    return [state.out for state in states]
 
 
 class _Group:
@@ -152,15 +182,15 @@ class _Group:
         self.out["reason"] = np.full(self.n, None, dtype=object)
         self.out["origin"] = np.full(self.n, None, dtype=object)
 
-    def columns(self) -> Columns:
-        """Shape, memory, times."""
+    def columns(self) -> Generator[list[Ask], list[PassTimes], None]:
+        """Shape, memory, times; yields what must be priced."""
         parts, cases = self.parts, self.cases
         wrong = structural_check(parts.model, parts.parallel, parts.hardware)
         experts = self.experts()
         self.sizes(experts)
         self.refuse(Outcome.INVALID_SPLIT.value, [wrong] * self.n)
         if wrong is not None:
-            return self.out
+            return
         self.refuse(Outcome.INVALID_SPLIT.value, check_splits(parts.model, parts.parallel, experts, self.n))
         n_instances = parts.hardware.n_devices // parts.parallel.n_ranks
         self.out["n_instances"][:] = n_instances
@@ -173,8 +203,7 @@ class _Group:
                 parts.hardware.scale_up_domain_size, bool(cases.spec.overlap), cases.spec.routing, routed,
             )  # fmt: skip
             given = experts.take(part) if routed is None else replace(experts.take(part), n_routed=None, top_k=None)
-            self.times(passes, given, part, n_instances)
-        return self.out
+            yield from self.times(passes, given, part, n_instances)
 
     def refuse(self, outcome: str, reasons: Sequence[str | None]) -> None:
         """Note what is wrong with cases that nothing was wrong with so far."""
@@ -298,40 +327,51 @@ class _Group:
         variant = self.cases.variant
         return scaled_cost(CostModel.of(used, self.parts.calibration), variant.up_scale, variant.nic_scale)
 
-    def times(self, passes: Passes, experts: Experts, rows: NDArray[np.intp], n_instances: int) -> None:
+    def times(
+        self, passes: Passes, experts: Experts, rows: NDArray[np.intp], n_instances: int
+    ) -> Generator[list[Ask], list[PassTimes], None]:
         """Latency, rate, dollars and energy of feasible rows."""
         n = {name: values[rows] for name, values in self.numbers.items()}
         pp = float(self.parts.parallel.pp_size)
         context, out_tokens = n["input_tokens"] + 0.5 * n["output_tokens"], n["output_tokens"]
         own = np.maximum(1.0, n["concurrency"] / n_instances)
         cached = np.maximum(0.0, context - 1.0)
-        decode = passes.times(Phase.DECODE, experts, np.ceil(own / pp), np.ones(len(rows)), cached)
-        prefill_s, last, ttft_s = self.prefill(passes, experts, n)
+        chunks = self.chunks(n)
+        row, sequences, q, p = (np.concatenate([c[i] for c in chunks]) for i in range(4))
+        decode, prefill = yield [
+            passes.ask(Phase.DECODE, experts, np.ceil(own / pp), np.ones(len(rows)), cached),
+            passes.ask(Phase.PREFILL, experts.take(row), sequences, q, p),
+        ]
+        prefill_s, last, ttft_s = self.prefill(prefill, row, len(chunks[0][0]), n)
         in_flight = np.maximum(1.0, n["concurrency"] / n_instances)
         tpot_s = decode.time_s + np.maximum(0.0, in_flight - 1.0) * prefill_s / out_tokens
         rate = n["concurrency"] / (decode.time_s + in_flight * prefill_s / out_tokens)
         self.put(rows, decode, prefill_s, last, ttft_s, tpot_s, rate, in_flight, out_tokens)
 
-    def prefill(self, passes: Passes, experts: Experts, n: Mapping[str, Floats]) -> tuple[Floats, PassTimes, Floats]:
-        """Seconds of prefill that a request costs when passes are full, their last pass, and the time to first token."""
+    def chunks(self, n: Mapping[str, Floats]) -> list[tuple[Any, Floats, Floats, Floats]]:
+        """Prefill passes of every case: those of full passes, then those of one request alone."""
         new, prefix, most = (
             n["input_tokens"] - n["cached_prefix_tokens"],
             n["cached_prefix_tokens"],
             n["max_pass_tokens"],
         )
-        dp, n_rows = float(self.parts.parallel.dp_size), len(new)
         per_rank = np.maximum(1.0, np.floor(most / new))
         full = np.maximum(1.0, np.minimum(new, np.floor(most / per_rank)))
         alone = np.maximum(1.0, np.minimum(new, most))
-        chunks = [_chunks(new, full, prefix, per_rank * dp), _chunks(new, alone, prefix, np.ones(n_rows))]
-        row, sequences, q, p = (np.concatenate([c[i] for c in chunks]) for i in range(4))
-        timed = passes.times(Phase.PREFILL, experts.take(row), sequences, q, p)
-        n_full = len(chunks[0][0])
+        together = per_rank * float(self.parts.parallel.dp_size)
+        return [_chunks(new, full, prefix, together), _chunks(new, alone, prefix, np.ones(len(new)))]
+
+    def prefill(
+        self, timed: PassTimes, row: NDArray[np.intp], n_full: int, n: Mapping[str, Floats]
+    ) -> tuple[Floats, PassTimes, Floats]:
+        """Seconds of prefill that a request costs when passes are full, their last pass, and the time to first token."""
+        new, n_rows = n["input_tokens"] - n["cached_prefix_tokens"], len(n["input_tokens"])
+        together = np.maximum(1.0, np.floor(n["max_pass_tokens"] / new)) * float(self.parts.parallel.dp_size)
         total = np.bincount(row[:n_full], timed.time_s[:n_full], n_rows)
-        ttft = np.bincount(row[n_full:], timed.time_s[n_full:], n_rows)
+        ttft: Floats = np.asarray(np.bincount(row[n_full:], timed.time_s[n_full:], n_rows), dtype=float)
         last = np.zeros(n_rows, dtype=np.intp)
         last[row[:n_full]] = np.arange(n_full)
-        return total / (per_rank * dp) / self.parts.parallel.pp_size, timed.take(last), ttft
+        return total / together / self.parts.parallel.pp_size, timed.take(last), ttft
 
     def put(
         self, rows: NDArray[np.intp], decode: PassTimes, prefill_s: Floats, last: PassTimes, ttft_s: Floats, tpot_s: Floats,

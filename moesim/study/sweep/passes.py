@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from moesim.analytic import ASSUMED_ERROR_FRAC, barrier_groups
 from moesim.cost import CostModel, OpCost
 from moesim.cost.energy import DYNAMIC_FRAC
+from moesim.cost.estimate import known_costs
 from moesim.cost.result import Bound
 from moesim.lowering import MoeLoad, Pass, Routed, expert_layout, lower, uniform_load
 from moesim.lowering.route import _fullest_source, _limited
@@ -25,10 +26,10 @@ from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import RouterFamily, RoutingSpec
 from moesim.study.sweep.shapes import Experts, array_model
 
-__all__ = ["PassTimes", "Passes", "is_even"]
+__all__ = ["PassTimes", "Passes", "is_even", "priced"]
 
 Floats = NDArray[np.float64]
-_SHARE_FROM = 32
+FEW_ROWS = 3
 _WEIGHTS = tuple(DYNAMIC_FRAC[bound] for bound in Bound)
 
 
@@ -36,7 +37,7 @@ _WEIGHTS = tuple(DYNAMIC_FRAC[bound] for bound in Bound)
 class PassTimes:
     """Of every row: time, exposed communication, time weighted by the power its bound draws, and error times time.
 
-    `measured_s` is the part of the time that a calibration stands behind; `imbalance` the fullest expert rank's load over the mean.
+    `measured_s` is the part of the time that a calibration stands behind; `imbalance` the fullest expert rank over the mean.
     """
 
     time_s: Floats
@@ -49,8 +50,26 @@ class PassTimes:
 
     def take(self, rows: Any) -> PassTimes:
         """Some rows."""
-        parts = (self.time_s, self.comm_s, self.power_s, self.error_s, self.measured_s, self.imbalance)
-        return PassTimes(*(x[rows] for x in parts), self.origin)
+        return _built([x[rows] for x in _columns(self)], self.origin)
+
+
+def _columns(p: PassTimes) -> tuple[Floats, ...]:
+    return p.time_s, p.comm_s, p.power_s, p.error_s, p.measured_s, p.imbalance
+
+
+def _built(columns: Sequence[Floats], origin: Origin) -> PassTimes:
+    time, comm, power, error, measured, imbalance = columns
+    return PassTimes(time, comm, power, error, measured, imbalance, origin)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lowered:
+    """Rows ready to be priced: their program, costs, number, and the imbalance of their expert ranks."""
+
+    program: Program
+    cost: CostModel
+    n: int
+    imbalance: Any
 
 
 def is_even(routing: RoutingSpec | None) -> bool:
@@ -74,21 +93,27 @@ class Passes:
     routing: RoutingSpec | None
     routed: Routed | None = None
 
-    def times(self, phase: Phase, experts: Experts, sequences: Floats, new: Floats, cached: Floats) -> PassTimes:
-        """Times of rows; equal rows are evaluated once."""
-        varying = [x for x in (sequences, new, cached, experts.n_routed, experts.top_k, experts.width) if x is not None]
-        n = len(sequences)
-        if n < _SHARE_FROM:
-            return self._rows(phase, experts, sequences, new, cached)
-        first, inverse = _distinct(varying)
-        if len(first) == n:
-            return self._rows(phase, experts, sequences, new, cached)
-        few = self._rows(phase, experts.take(first), sequences[first], new[first], cached[first])
-        return few.take(inverse)
+    def ask(
+        self, phase: Phase, experts: Experts, sequences: Floats, new: Floats, cached: Floats
+    ) -> tuple[list[_Lowered], NDArray[np.intp] | None]:
+        """Programs that time rows, and for each row which of their rows it is (None: in order); equal rows share one.
 
-    def _rows(self, phase: Phase, experts: Experts, sequences: Floats, new: Floats, cached: Floats) -> PassTimes:
-        program, imbalance = self._program(phase, experts, sequences, new, cached)
-        return _timed(program, self.cost, len(sequences), imbalance)
+        Few rows are lowered one by one with plain numbers, which calibrations price together with those of other groups.
+        """
+        varying = [x for x in (sequences, new, cached, experts.n_routed, experts.top_k, experts.width) if x is not None]
+        inverse = None
+        if len(sequences) > 1:
+            first, found = _distinct(varying)
+            if len(first) < len(sequences):
+                inverse, experts = found, experts.take(first)
+                sequences, new, cached = sequences[first], new[first], cached[first]
+        n = len(sequences)
+        pieces = [slice(i, i + 1) for i in range(n)] if n <= FEW_ROWS else [slice(0, n)]
+        lowered = []
+        for piece in pieces:
+            program, imbalance = self._program(phase, experts.take(piece), sequences[piece], new[piece], cached[piece])
+            lowered.append(_Lowered(program, self.cost, len(sequences[piece]), imbalance))
+        return lowered, inverse
 
     def _program(
         self, phase: Phase, experts: Experts, sequences: Floats, new: Floats, cached: Floats
@@ -152,19 +177,53 @@ def _distinct(columns: Sequence[Floats]) -> tuple[NDArray[np.intp], NDArray[np.i
     return first, code
 
 
-def _timed(program: Program, model: CostModel, n: int, imbalance: Any) -> PassTimes:
-    priced = iter(model.costs([op for _, op in program.ops()]))
-    sums = _Sums(n)
+def priced(asked: Sequence[Sequence[_Lowered]]) -> list[PassTimes]:
+    """Times of the rows of each request; operators of all of them that one calibration knows are priced together."""
+    flat = [lowered for request in asked for lowered in request]
+    costs: dict[int, list[OpCost]] = {}
+    by_calibration: dict[tuple[int, str], list[int]] = {}
+    for i, lowered in enumerate(flat):
+        model = lowered.cost
+        by_calibration.setdefault((id(model.calibration), model.hardware.device.name), []).append(i)
+    for members in by_calibration.values():
+        ops = [[op for _, op in flat[i].program.ops()] + list(flat[i].program.stage_sends) for i in members]
+        calibration, device = flat[members[0]].cost.calibration, flat[members[0]].cost.hardware.device
+        every = [op for own in ops for op in own]
+        known = iter([None] * len(every) if calibration is None else known_costs(calibration, every, device))
+        for i, own in zip(members, ops, strict=True):
+            plain = replace(flat[i].cost, calibration=None)
+            costs[i] = [plain.cost(op) if cost is None else cost for op, cost in zip(own, known)]  # noqa: B905
+    times = iter([_timed(lowered, costs[i]) for i, lowered in enumerate(flat)])
+    return [_joined([next(times) for _ in request]) for request in asked]
+
+
+def _joined(parts: Sequence[PassTimes]) -> PassTimes:
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*(_columns(p) for p in parts), strict=True)
+    return _built([np.concatenate(c) for c in columns], weakest(*(p.origin for p in parts)))
+
+
+def _timed(lowered: _Lowered, costs: Sequence[OpCost]) -> PassTimes:
+    program, coming = lowered.program, iter(costs)
+    sums = _Sums(lowered.n)
     for segment in program.segments:
+        repeat = float(segment.n_repeat)
+        if not program.overlap:
+            # ranks beside the fullest are not in it, so that barriers change nothing
+            for op in segment.ops:
+                cost = next(coming)
+                sums.add(op, cost, _rows_of(cost.time_s) * repeat)
+            continue
         for group in barrier_groups(segment.ops, program.n_ranks):
-            costs = [next(priced) for _ in group]
-            times = [_rows_of(cost.time_s) for cost in costs]
-            for op, cost, time, hidden in zip(group, costs, times, _hidden(group, times, program.overlap), strict=True):
-                sums.add(op, cost, (time - hidden) * float(segment.n_repeat))
+            own = [next(coming) for _ in group]
+            times = [_rows_of(cost.time_s) for cost in own]
+            for op, cost, time, hidden in zip(group, own, times, _hidden(group, times), strict=True):
+                sums.add(op, cost, (time - hidden) * repeat)
     for op in program.stage_sends:
-        cost = model.cost(op)
+        cost = next(coming)
         sums.add(op, cost, _rows_of(cost.time_s) * float(program.pp_size - 1))
-    return sums.result(imbalance)
+    return sums.result(lowered.imbalance)
 
 
 class _Sums:
@@ -193,7 +252,8 @@ class _Sums:
     def result(self, imbalance: Any) -> PassTimes:
         """The sums as arrays of all rows."""
         parts = (self.time, self.comm, self.power, self.error, self.measured, imbalance)
-        return PassTimes(*(np.array(np.broadcast_to(x, (self.n,)), dtype=float) for x in parts), weakest(*self.origins))
+        columns = [np.array(np.broadcast_to(x, (self.n,)), dtype=float) for x in parts]
+        return _built(columns, weakest(*self.origins))
 
 
 def _rows_of(x: Any) -> Any:
@@ -214,9 +274,9 @@ def _power(cost: OpCost) -> Any:
     return np.asarray(_WEIGHTS)[parts[:4].argmax(axis=0)]
 
 
-def _hidden(group: Sequence[Op], times: Sequence[Any], overlap: bool) -> list[Any]:
+def _hidden(group: Sequence[Op], times: Sequence[Any]) -> list[Any]:
     """Per operator, how much of it runs beside the operator that it may hide under."""
-    left: dict[str, Any] = {op.name: time for op, time in zip(group, times, strict=True)} if overlap else {}
+    left: dict[str, Any] = {op.name: time for op, time in zip(group, times, strict=True)}
     hidden: list[Any] = []
     for op, time in zip(group, times, strict=True):
         room = left.get(op.hidden_under) if op.hidden_under is not None else None

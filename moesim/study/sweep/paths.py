@@ -121,7 +121,7 @@ def _of_system(text: str, rest: str, system: int) -> Path | None:
         return Path(text, "model", name, system, is_number=True)
     if head == "model" and name in MODEL_SHAPES:
         return Path(text, "shape", name, system)
-    nested = {"parallel": ParallelSpec, "routing": RoutingSpec}
+    nested: dict[str, type[BaseModel]] = {"parallel": ParallelSpec, "routing": RoutingSpec}
     known = head in nested and (name == "" or name in _fields(nested[head]))
     if rest == "model" or rest in SYSTEM_FIELDS or known:
         return Path(text, "system", rest, system)

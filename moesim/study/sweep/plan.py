@@ -1,4 +1,4 @@
-"""From a sweep file to tasks: cases grouped by what they share, each with its identity, in pieces that do not depend on who runs them."""
+"""From a sweep file to tasks: cases grouped by what they share, each with its identity, cut the same way whoever runs them."""
 
 from __future__ import annotations
 

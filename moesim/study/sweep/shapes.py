@@ -19,7 +19,16 @@ from moesim.specs.model import DenseFfn, GqaAttention, LayerSpec, LinearAttentio
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.sweep.paths import fresh_model
 
-__all__ = ["Experts", "array_model", "changed_model", "check_splits", "memory_of", "n_params_of", "structural_check"]
+__all__ = [
+    "Experts",
+    "array_model",
+    "changed_model",
+    "check_splits",
+    "memory_of",
+    "n_params_of",
+    "structural_check",
+    "without_experts",
+]
 
 Floats = NDArray[np.float64]
 _SERVING = Serving(1.0, 1.0)
@@ -139,19 +148,18 @@ def check_splits(model: ModelSpec, parallel: ParallelSpec, experts: Experts, n: 
             continue
         e, k, f = (np.broadcast_to(x, (n,)) for x in experts.of(ffn))
         slots = e + parallel.redundant_experts
+        ep, etp = parallel.ep_size, parallel.etp_size
         checks = (
-            (k > e, lambda i: f"top-k {k[i]:g} is more than the {e[i]:g} experts"),
-            (k < 1, lambda i: f"top-k {k[i]:g} is less than 1"),
-            (np.abs(f - np.round(f)) > 1e-9, lambda i: f"expert width {f[i]:g} is no whole number"),
-            (f < 1, lambda i: f"expert width {f[i]:g} is less than 1"),
-            (slots % parallel.ep_size != 0,
-             lambda i: f"ep_size {parallel.ep_size} does not divide the {slots[i]:g} expert slots"),
-            (f % parallel.etp_size != 0,
-             lambda i: f"{parallel.etp_size} ranks that slice experts do not divide the expert width {f[i]:g}"),
-        )  # fmt: skip
+            (k > e, "top-k {k:g} is more than the {e:g} experts"),
+            (k < 1, "top-k {k:g} is less than 1"),
+            (np.abs(f - np.round(f)) > 1e-9, "expert width {f:g} is no whole number"),
+            (f < 1, "expert width {f:g} is less than 1"),
+            (slots % ep != 0, f"ep_size {ep} does not divide the {{slots:g}} expert slots"),
+            (f % etp != 0, f"{etp} ranks that slice experts do not divide the expert width {{f:g}}"),
+        )
         for wrong, words in checks:
             for i in np.flatnonzero(wrong):
-                found[i] = found[i] or words(int(i))
+                found[i] = found[i] or words.format(e=e[i], k=k[i], f=f[i], slots=slots[i])
     return found
 
 
@@ -160,12 +168,11 @@ def memory_of(
     max_pass_tokens: Floats,
 ) -> Floats:  # fmt: skip
     """Bytes of the fullest rank of the fullest stage for every case, as `moesim.memory` counts them (one model per slot)."""
-    bare = _without_experts(model)
     stages = stage_layers(len(model.layers), parallel.pp_size)
     sequences = np.ceil(batch / parallel.dp_size)
     fullest: Any = 0.0
     for i, stage in enumerate(stages):
-        weights = rank_weights(bare, parallel, stage, first=i == 0, last=i == len(stages) - 1).total
+        weights = _other_weights(model, parallel, stage, first=i == 0, last=i == len(stages) - 1)
         total = weights + _expert_bytes(model, parallel, experts, stage)
         total = total + sequences * _kv_bytes(model, parallel, context, stage)
         if i == len(stages) - 1:
@@ -175,6 +182,26 @@ def memory_of(
     fullest = fullest + max_pass_tokens / parallel.cp_size * widest * 2.0 + _buffers(model, parallel, experts, batch)
     reserve = _SERVING.reserve_bytes + _SERVING.reserve_frac * hardware.device.memory_bytes
     return np.asarray(fullest + reserve)
+
+
+def _other_weights(model: ModelSpec, parallel: ParallelSpec, stage: range, *, first: bool, last: bool) -> float:
+    """Bytes of everything but MoE blocks: each kind of layer counted once and multiplied."""
+    bare, inside = without_experts(model), set(stage)
+    outside = rank_weights(bare, parallel, (), first=False, last=False).total
+    total = rank_weights(bare, parallel, (), first=first, last=last).total
+    for _, indices in model.layer_groups:
+        n = len(inside.intersection(indices))
+        if n:
+            total += n * (rank_weights(bare, parallel, indices[:1], first=False, last=False).total - outside)
+    return total
+
+
+def without_experts(model: ModelSpec) -> ModelSpec:
+    """The model with nothing where its experts were; remembered with the model."""
+    known = model.__dict__.get("_without_experts")
+    if not isinstance(known, ModelSpec):
+        known = model.__dict__["_without_experts"] = _without_experts(model)
+    return known
 
 
 def _without_experts(model: ModelSpec) -> ModelSpec:

@@ -1,4 +1,4 @@
-"""Results on disk: one Parquet file per finished task, written beside and moved into place, found again by the cases' identities."""
+"""Results on disk: one Parquet file per finished task, written beside and moved into place, found again by identity."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from moesim.specs.hardware import Hardware
 from moesim.specs.scenario import Engine
 from moesim.specs.sweep import SweepEngine
 from moesim.study.points import measure_point
-from moesim.study.sweep.group import NUMBERS, GroupCases, answer, is_quick, system_parts
+from moesim.study.sweep.group import NUMBERS, GroupCases, answer, answer_all, is_quick, system_parts
 from moesim.study.sweep.links import scaled_cost
-from moesim.study.sweep.paths import Path, Variant, variant_of
+from moesim.study.sweep.paths import variant_of
 from moesim.study.sweep.plan import Group, Task, numbers_of
 from moesim.study.sweep.shapes import changed_model
 from moesim.study.systems import build_system
@@ -42,7 +42,7 @@ class Answer:
 def run_task(task: Task) -> Answer:
     """All cases of a task; an input error comes back as text, since it would not survive the way between processes."""
     try:
-        parts = [_group(task, group, numbers) for group, numbers in task.groups]
+        parts = _groups(task)
     except InputError as error:
         return Answer(task.index, task.ids, {}, str(error))
     names = list(dict.fromkeys(name for part in parts for name in part))
@@ -60,26 +60,35 @@ def _rounded(values: NDArray[Any]) -> NDArray[Any]:
     return np.where(np.isfinite(scaled), scaled, values)
 
 
-def _group(task: Task, group: Group, numbers: dict[Path, Any] | Any) -> Columns:
-    n = len(group.rows)
-    if group.bad is not None:
-        return _nothing(n, "invalid configuration", group.bad, task.against is not None)
-    variant = variant_of(task.base, group.settings)
-    out = _answers(task, variant, task.system, numbers, n)
+def _groups(task: Task) -> list[Columns]:
+    """Columns of every group; those that arrays can answer go together."""
+    wanted: list[tuple[int, GroupCases]] = []
+    for i, (group, numbers) in enumerate(task.groups):
+        if group.bad is None:
+            variant = variant_of(task.base, group.settings)
+            for system in (task.system, task.against):
+                if system is not None:
+                    n = len(group.rows)
+                    wanted.append((i, GroupCases(variant, system, numbers_of(variant, system, numbers, n))))
+    quick = [task.engine is SweepEngine.ANALYTIC and is_quick(cases.variant, cases.system) for _, cases in wanted]
+    together = iter(answer_all([cases for (_, cases), q in zip(wanted, quick, strict=True) if q], task.rules))
+    found: dict[int, list[Columns]] = {}
+    for (i, cases), q in zip(wanted, quick, strict=True):
+        found.setdefault(i, []).append(next(together) if q else _one_by_one(task, cases))
+    return [_joined(task, group, found.get(i)) for i, (group, _) in enumerate(task.groups)]
+
+
+def _joined(task: Task, group: Group, answers: list[Columns] | None) -> Columns:
+    if answers is None:
+        return _nothing(len(group.rows), "invalid configuration", str(group.bad), task.against is not None)
+    out = answers[0]
     if task.against is not None:
-        other = _answers(task, variant, task.against, numbers, n)
+        other = answers[1]
         with np.errstate(invalid="ignore", divide="ignore"):
             out |= {name: other[column] / out[column] for name, column in RATIOS.items()}
         out["against_usd_per_million_output_tokens"] = other["usd_per_million_output_tokens"]
         out["against_outcome"] = other["outcome"]
     return out
-
-
-def _answers(task: Task, variant: Variant, system: int, numbers: Any, n: int) -> Columns:
-    cases = GroupCases(variant, system, numbers_of(variant, system, numbers, n))
-    if task.engine is SweepEngine.ANALYTIC and is_quick(variant, system):
-        return answer(cases, task.rules)
-    return _one_by_one(task, cases)
 
 
 def _nothing(n: int, outcome: str, reason: str, has_other: bool) -> Columns:
@@ -126,8 +135,6 @@ def _measure(
     system = build_system(spec, model, priced, calibration, rng)
     cost = scaled_cost(system.instance.cost, variant.up_scale, variant.nic_scale)
     if cost is not system.instance.cost:
-        from dataclasses import replace
-
         system = replace(system, instance=replace(system.instance, cost=cost))
     names_of = ("input_tokens", "output_tokens", "cached_prefix_tokens", "max_pass_tokens")
     workload = variant.scenario.workload.model_copy(update={name: int(cases.numbers[name][i]) for name in names_of})
