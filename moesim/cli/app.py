@@ -55,7 +55,9 @@ def run(
 @app.command()
 def serve(
     scenario: Annotated[str, typer.Argument(help="A shipped serve scenario's name or a YAML file.")],
-    requests: Annotated[Path | None, typer.Option(help="Requests (JSONL, CSV, Parquet) instead of the scenario's.")] = None,
+    requests: Annotated[
+        Path | None, typer.Option(help="Requests (JSONL, CSV, Parquet) instead of the scenario's.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; reports/serve-<scenario> by default.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Overrides the scenario's seed.")] = None,
 ) -> None:
@@ -71,7 +73,9 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Where to keep answers; reports/sweep-<name> by default.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes on this machine; -1 for all cores.")] = 1,
     engine: Annotated[str | None, typer.Option(help="analytic, flow or serving; the sweep's own by default.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler whose workers do the cases.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler whose workers do the cases.")
+    ] = None,
 ) -> None:
     """Vary a scenario's fields, keep every answer, and report what to build or buy."""
     from moesim.cli.sweep import sweep_command
@@ -189,7 +193,12 @@ def hardware(
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="devices, links, clusters, models, scenarios, or all.")] = "all",
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="devices, links, clusters, models, routers, scenarios, serving, sweeps, calibrations, or all."
+        ),
+    ] = "all",
     json: Json = False,
 ) -> None:
     """List the catalog."""

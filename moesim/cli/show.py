@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moesim.calibrate.store import calibration_names
 from moesim.cli.table import print_json, table
 from moesim.errors import InputError, nearest
 from moesim.specs.catalog import load_hardware, load_model, names
@@ -12,7 +13,13 @@ from moesim.units import show
 
 __all__ = ["hardware_command", "list_command", "model_command"]
 
-KINDS = {"devices": "device", "links": "link", "clusters": "cluster", "models": "model", "scenarios": "scenario"}
+KINDS = {
+    "devices": "device", "links": "link", "clusters": "cluster", "models": "model", "routers": "router",
+    "scenarios": "scenario", "serving": "serving", "sweeps": "sweep",
+}  # fmt: skip
+
+#: Measured, so not among what the catalog states.
+CALIBRATIONS = "calibrations"
 
 
 def model_command(name: str, as_json: bool) -> None:
@@ -63,12 +70,15 @@ def hardware_command(name: str, as_json: bool) -> None:
 
 def list_command(kind: str, as_json: bool) -> None:
     """Print names of the catalog."""
-    if kind != "all" and kind not in KINDS:
-        close = nearest(kind, KINDS)
+    known = (*KINDS, CALIBRATIONS, "all")
+    if kind not in known:
+        close = nearest(kind, known)
         hint = f"did you mean {close[0]!r}?" if close else None
-        raise InputError("not known", field="kind", value=kind, allowed=", ".join([*KINDS, "all"]), hint=hint)
-    wanted = KINDS if kind == "all" else {kind: KINDS[kind]}
+        raise InputError("not known", field="kind", value=kind, allowed=", ".join(known), hint=hint)
+    wanted = {title: what for title, what in KINDS.items() if kind in ("all", title)}
     found = {title: list(names(what)) for title, what in wanted.items()}
+    if kind in ("all", CALIBRATIONS):
+        found[CALIBRATIONS] = list(calibration_names())
     if as_json:
         print_json(found)
         return

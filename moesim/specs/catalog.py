@@ -42,6 +42,9 @@ _FOLDERS = {
     "cluster": "hardware/clusters",
     "model": "scenarios/models",
     "scenario": "scenarios",
+    "serving": "scenarios/serving",
+    "sweep": "scenarios/sweeps",
+    "router": "scenarios/routing",
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from moesim.sim.serving.metrics import Recorder
 from moesim.sim.serving.requests import Outcome, Request
 from moesim.sim.serving.summary import Goals, Stability, distribution, good_requests, kept_rows, stability
 from moesim.sim.serving.workload import arrival_times, synthetic_requests
-from moesim.specs.catalog import data_dir, path_of
+from moesim.specs.catalog import path_of
 from moesim.specs.load import line_of, read_yaml, validate
 from moesim.specs.serving import ArrivalKind, ArrivalSpec, RequestFileSpec, ServeScenarioSpec, ServingSpec
 from moesim.study.requests import read_requests
@@ -46,9 +45,7 @@ def load_serve_scenario(name: str) -> tuple[ServeScenarioSpec, Path]:
     Raises:
         InputError: for the first thing wrong in it, with file, line and field.
     """
-    path = data_dir() / "scenarios" / "serving" / f"{name}.yaml"
-    if not (re.fullmatch(r"[\w.+-]+", name) and path.is_file()):
-        path = path_of("scenario", name)
+    path = path_of("serving", name)
     return validate(ServeScenarioSpec, read_yaml(path), str(path)), path
 
 

@@ -157,8 +157,9 @@ def test_hardware(call: Call, tmp_path: Path) -> None:
 
 def test_list(call: Call) -> None:
     got = json.loads(call("list", "--json"))
-    assert set(got) == {"devices", "links", "clusters", "models", "scenarios"}
-    assert all(got.values())
+    kinds = {"devices", "links", "clusters", "models", "routers", "scenarios", "serving", "sweeps", "calibrations"}
+    assert set(got) == kinds
+    assert all(members for kind, members in got.items() if kind != "sweeps")
     assert "h200_sxm" in got["devices"]
     for kind, names in got.items():
         assert json.loads(call("list", kind, "--json")) == {kind: names}
