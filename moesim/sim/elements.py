@@ -6,13 +6,14 @@ are started in rank order and simpy keeps that order. Ports that several transfe
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import simpy
 
-__all__ = ["FairPort", "Gathering", "Server", "Transfer"]
+__all__ = ["FairPort", "Gathering", "Server", "SharedTransfer", "Transfer"]
 
 
 @dataclass(slots=True)
@@ -48,42 +49,52 @@ class FairPort:
     def submit(self, duration_s: float) -> Any:
         """Start a job now; the event of its end."""
         done = self._env.event()
-        if duration_s <= 0.0:
-            return done.succeed()
-        self._advance()
-        self.busy_s += duration_s
-        self._jobs.append([duration_s, done])
-        self._plan()
+        self.start(duration_s, done.succeed)
         return done
+
+    def start(self, duration_s: float, then: Callable[[], Any]) -> None:
+        """Start a job now; `then` is called at its end."""
+        if duration_s <= 0.0:
+            then()
+            return
+        self.busy_s += duration_s
+        if self._jobs:
+            self._advance()
+        else:
+            self._updated_s = self._env.now
+        self._jobs.append([duration_s, then])
+        self._plan()
 
     def _advance(self) -> None:
         now = self._env.now
-        if self._jobs:
-            worked = (now - self._updated_s) / len(self._jobs)
-            for job in self._jobs:
-                job[0] -= worked
+        worked = (now - self._updated_s) / len(self._jobs)
+        for job in self._jobs:
+            job[0] -= worked
         self._updated_s = now
 
     def _plan(self) -> None:
         """The next end, unless another job comes first."""
-        self._version += 1
-        if self._jobs:
-            first = min(job[0] for job in self._jobs)
-            timer: Any = self._env.timeout(max(0.0, first) * len(self._jobs))
-            timer.callbacks.append(partial(self._end, self._version, first))
+        jobs = self._jobs
+        self._version = version = self._version + 1
+        first = jobs[0][0] if len(jobs) == 1 else min(job[0] for job in jobs)
+        timer: Any = self._env.timeout(first * len(jobs) if first > 0.0 else 0.0)
+        timer.callbacks.append(lambda _event: self._end(version, first))
 
-    def _end(self, version: int, first: float, _event: Any) -> None:
+    def _end(self, version: int, first: float) -> None:
         if version != self._version:
             return
+        jobs = self._jobs
+        if len(jobs) == 1:
+            self._jobs = []
+            jobs[0][1]()
+            return
         self._advance()
-        left = []
-        for job in self._jobs:
+        self._jobs = [job for job in jobs if job[0] > 1e-9 * first]
+        if self._jobs:
+            self._plan()
+        for job in jobs:
             if job[0] <= 1e-9 * first:
-                job[1].succeed()
-            else:
-                left.append(job)
-        self._jobs = left
-        self._plan()
+                job[1]()
 
 
 class Gathering:
@@ -125,5 +136,46 @@ class Transfer:
     first_start_s: float | None = None
     ranks: set[int] = field(default_factory=set)
     starts_s: dict[int, float] = field(default_factory=dict)
-    received: list[Any] = field(default_factory=list)
     arrived_s: Any = None
+    shared: Any = None
+
+
+class SharedTransfer:
+    """An exchange over shared ports: a rank is done `latency_s` after its own bytes are in and the last sender is through.
+
+    Receiving starts for all with the first sender. A rank's event is triggered once, so a rank costs one wake-up per exchange.
+    """
+
+    __slots__ = ("_env", "_in_ports", "_in_s", "_latency_s", "_n_sending", "_received", "gates", "sent_s")
+
+    def __init__(
+        self, env: simpy.Environment, in_ports: Sequence[FairPort], in_s: Sequence[float], latency_s: Sequence[float]
+    ) -> None:
+        self._env, self._latency_s, self._n_sending = env, latency_s, len(in_s)
+        self._received = [False] * len(in_s)
+        self.gates: list[Any] = [env.event() for _ in in_s]
+        self.sent_s = [0.0] * len(in_s)
+        for rank, (port, seconds) in enumerate(zip(in_ports, in_s, strict=True)):
+            port.start(seconds, partial(self._receive, rank))
+
+    def send(self, rank: int, port: FairPort, seconds: float) -> Any:
+        """Put a rank's bytes on its port; the event of its being done."""
+        port.start(seconds, partial(self._sent, rank))
+        return self.gates[rank]
+
+    def _sent(self, rank: int) -> None:
+        self.sent_s[rank] = self._env.now
+        self._n_sending -= 1
+        if self._n_sending == 0:
+            for other, there in enumerate(self._received):
+                if there:
+                    self._open(other)
+
+    def _receive(self, rank: int) -> None:
+        self._received[rank] = True
+        if self._n_sending == 0:
+            self._open(rank)
+
+    def _open(self, rank: int) -> None:
+        timer: Any = self._env.timeout(self._latency_s[rank])
+        timer.callbacks.append(lambda _event: self.gates[rank].succeed())
