@@ -192,8 +192,8 @@ class Op:
     """One operator of one layer on one rank.
 
     `dtype` is how the operands are stored (it picks the arithmetic), `hidden_under` names an operator of the same layer that
-    this one runs beside when overlap is on, `group` the row of the breakdown it belongs to. `weight_dtype` is the format of stored
-    weights, which for weight-only formats is not that of the arithmetic; None where there are none.
+    this one runs beside when overlap is on, `group` the row of the breakdown it belongs to. `weight_dtype` is the format of
+    stored weights, which for weight-only formats is not that of the arithmetic; None where there are none.
     """
 
     name: str
@@ -239,8 +239,8 @@ class Program:
     """One forward pass as one rank of each pipeline stage sees it.
 
     `n_tokens` is the new tokens of the whole instance (all attention-DP ranks), `n_sequences` its sequences; `pp_size` stages
-    share the segments' layers in order. With `micro_batches` the layers are run by these programs, interleaved, instead: halves of
-    the pass, or a forward and another program as in DualPipe.
+    share the segments' layers in order. With `micro_batches` the layers are run by these programs, interleaved, instead: halves
+    of the pass, or a forward and another program as in DualPipe.
     """
 
     phase: Phase
