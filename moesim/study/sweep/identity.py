@@ -1,4 +1,4 @@
-"""What a case's answer depends on, as a hash: settings, base, rules, hardware, model, calibration, version; never how it is run."""
+"""What a case's answer depends on, as a hash: settings, base, rules, hardware, model, calibration and version, not how it runs."""
 
 from __future__ import annotations
 

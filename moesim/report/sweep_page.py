@@ -1,0 +1,189 @@
+"""The page of a sweep: its document, the cases as data beside it, and one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from moesim.report.colours import css_variables
+from moesim.report.document import Bullets, Callout, Document, Paragraph, Section
+from moesim.report.page import _whole
+from moesim.report.sweep_figures import bars, heat, parallel, pareto
+from moesim.report.text import ORIGIN_WORDS
+from moesim.specs.sweep import Question
+from moesim.study.sweep.findings import best_case, effects, front, swings
+from moesim.study.sweep.laws import LAW_SOURCES
+from moesim.study.sweep.results import SweepResult
+from moesim.study.sweep.sentences import conclusions
+from moesim.study.sweep.words import COLUMN_WORDS, column_words, path_words, value_text
+
+__all__ = ["MOST_ROWS", "build_sweep", "plot_style", "render_sweep", "rows_of"]
+
+MOST_ROWS = 5000
+#: The section that the template fills with the table and its filter.
+TABLE = "table"
+_RESULTS = (
+    "usd_per_million_output_tokens", "output_tokens_per_s_per_device", "output_tokens_per_s_per_user", "tpot_s", "ttft_s",
+    "usd_ratio", "tpot_ratio", "loss", "train_tokens", "n_params", "n_active_params", "n_experts", "top_k", "expert_width",
+    "concurrency", "memory_bytes", "exposed_comm_frac", "rank_imbalance_ratio", "energy_j_per_output_token", "error_frac",
+    "ttft_p99_s", "tpot_p99_s", "goodput_requests_per_s", "good_frac",
+)  # fmt: skip
+
+
+def build_sweep(result: SweepResult) -> tuple[Document, tuple[str, str, str]]:
+    """The report as values, and the three sentences it ends with."""
+    found = effects(result)
+    best = best_case(result)
+    moved = [] if best is None else swings(result, best)
+    sentences = conclusions(result, found, moved)
+    figures = [f for f in (heat(result), pareto(result), parallel(result)) if f is not None]
+    bar = bars(found, moved, result.spec.report.objective)
+    sections = [Section("answer", "The answer", _answer(result, best))]
+    if figures:
+        sections.append(Section("cases", "The cases", (*figures[:2],)))
+        if figures[2:]:
+            sections.append(Section("settings", "All settings at once", tuple(figures[2:])))
+    sections.append(Section(TABLE, "Table of cases", ()))
+    sections.append(Section("notes", "What this rests on", (Bullets(_notes(result)),)))
+    if bar is not None:
+        sections.append(Section("sensitivity", "What moves the answer", (bar,)))
+    sections.append(Section("conclusions", "What to do", (Callout("verdict", "Three things to take along", "", sentences),)))
+    banner = "This sweep rests on assumptions throughout." if result.spec.is_assumption else ""
+    return Document(result.spec.title, result.spec.description, _facts(result), banner, tuple(sections), _footer(result)), sentences
+
+
+def _answer(result: SweepResult, best: int | None) -> tuple[Paragraph | Bullets, ...]:
+    ran = int(result.ok.sum())
+    text = f"{result.n_cases:,} cases, {ran:,} of which run."
+    if best is not None:
+        settings = ", ".join(f"{path_words(p)} {value_text(v)}" for p, v in result.configuration(best).items())
+        name = result.spec.report.objective
+        value = COLUMN_WORDS.get(name, (name, "", 1.0))[2] * float(result.number(name)[best])
+        which = "Largest" if result.spec.report.maximise else "Smallest"
+        if result.spec.report.question is not Question.BREAK_EVEN:
+            text += f" {which} {column_words(name)}: {_text(value)}, at {settings}."
+    counts = [f"{n:,} {word}" for word, n in result.outcomes().items()]
+    return Paragraph(text, lead=True), Bullets((f"Outcomes: {', '.join(counts)}.", *_reasons(result)))
+
+
+def _reasons(result: SweepResult) -> list[str]:
+    """The first reason of every outcome but ok."""
+    seen: dict[str, str] = {}
+    for outcome, reason in zip(result.columns["outcome"], result.columns.get("reason", ()), strict=False):
+        if outcome not in ("ok", None) and reason:
+            seen.setdefault(str(outcome), str(reason))
+    return [f"{outcome}, for example: {reason}." for outcome, reason in seen.items()]
+
+
+def _facts(result: SweepResult) -> tuple[tuple[str, str], ...]:
+    base = result.plan.base.title
+    return (
+        ("Base", base), ("Engine", result.engine), ("Cases", f"{result.n_cases:,}"),
+        ("Axes", ", ".join(f"{path_words(c.path)} ({len(c.values)})" for c in result.settings)),
+        ("Held equal", ", ".join(_constraint(c) for c in result.spec.constraints) or "nothing"),
+    )  # fmt: skip
+
+
+def _constraint(c: Any) -> str:
+    words = c.kind.value.removeprefix("fixed_").replace("_", " ")
+    by = c.solved_by.value.replace("_", " ").replace("moe intermediate size", "expert width").replace("n routed experts", "experts")
+    return f"{words} ({by} gives way)"
+
+
+def _notes(result: SweepResult) -> tuple[str, ...]:
+    notes = [
+        "A fixed number of requests is in flight and no request waits for admission; TTFT is of a request alone.",
+        "Dollars are list prices or assumptions of the hardware files; energy is an estimate from board power.",
+        "Constraints are met by whole multiples, so parameters differ between cases by up to each constraint's tolerance.",
+    ]
+    origins = sorted({str(o) for o in result.columns.get("origin", ()) if o is not None and o == o})
+    if origins:
+        notes.append(f"The weakest origin among the inputs of the times: {', '.join(origins)}.")
+    if result.spec.law is not None:
+        notes.append(f"Losses: {LAW_SOURCES[result.spec.law.name]}.")
+    if result.engine == "analytic":
+        notes.append("Times are closed forms under expected expert loads; drawn loads and contention are left to the flow engine.")
+    return tuple(notes)
+
+
+def _footer(result: SweepResult) -> str:
+    return f"moesim {result.moesim_version}, sweep {result.name}, seed {result.spec.seed}"
+
+
+def rows_of(result: SweepResult) -> list[int]:
+    """Cases that the page holds: all, or those of the front and the best with evenly spaced ones of the rest."""
+    if result.n_cases <= MOST_ROWS:
+        return list(range(result.n_cases))
+    keep = set(np.linspace(0, result.n_cases - 1, MOST_ROWS // 2).astype(int).tolist())
+    objective = result.objective()
+    keep |= set(np.argsort(np.where(np.isfinite(objective), objective, np.inf), kind="stable")[: MOST_ROWS // 4].tolist())
+    names = [n.removeprefix("-") for n in result.spec.report.pareto]
+    if all(n in result.columns for n in names):
+        signs = [-1.0 if n.startswith("-") else 1.0 for n in result.spec.report.pareto]
+        x, y = (np.where(result.ok, result.number(n), np.nan) * s for n, s in zip(names, signs, strict=True))
+        keep |= set(np.flatnonzero(front(x, y)).tolist())
+    return sorted(keep)
+
+
+def _data(result: SweepResult, marks: Sequence[int]) -> str:
+    """Cases as JSON: settings and results as numbers in the units shown, with a flag for those that run."""
+    rows = sorted({*rows_of(result), *marks})
+    names = [n for n in _RESULTS if n in result.columns and np.isfinite(np.asarray(result.columns[n], dtype=float)).any()]
+    columns = [{"key": c.path, "label": path_words(c.path), "setting": True} for c in result.settings]
+    columns += [{"key": n, "label": column_words(n), "setting": False} for n in names]
+    table = []
+    for i in rows:
+        row: list[Any] = [i, 1 if result.columns["outcome"][i] == "ok" else 0]
+        row += [_json(c.of(i)) for c in result.settings]
+        row += [_json(float(result.columns[n][i]) * COLUMN_WORDS.get(n, (n, "", 1.0))[2]) for n in names]
+        outcome, reason = result.columns["outcome"][i], result.columns["reason"][i]
+        row.append("" if outcome == "ok" else f"{outcome}: {reason}" if reason else str(outcome))
+        table.append(row)
+    report = result.spec.report
+    sort = names.index(report.objective) if report.objective in names else None
+    data = {
+        "columns": columns, "rows": table, "n": result.n_cases, "name": result.name, "descending": report.maximise,
+        "sort": None if sort is None else len(result.settings) + sort,
+    }  # fmt: skip
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value if isinstance(value, int | str | bool) or value is None else str(value)
+
+
+def _text(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def render_sweep(result: SweepResult, document: Document) -> str:
+    """HTML text of the whole report."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("moesim.report"), autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["whole"] = _whole
+    environment.tests["kind"] = lambda block, name: type(block).__name__ == name
+    marks = sorted({int(i) for f in document.figures() for i in re.findall(r'data-i="(\d+)"', f.svg)})
+    light, dark = css_variables()
+    return environment.get_template("sweep.html.j2").render(
+        document=document, light=light, dark=dark, origins={o.value: words for o, words in ORIGIN_WORDS.items()},
+        data=_data(result, marks), n_rows=len({*rows_of(result), *marks}), n_cases=result.n_cases,
+    )  # fmt: skip
+
+
+def plot_style() -> str:
+    """CSS of the drawings, for figures in files of their own."""
+    from importlib.resources import files
+
+    return files("moesim.report").joinpath("templates", "sweep_plot.css").read_text(encoding="utf-8")
