@@ -71,14 +71,14 @@ def uneven_stages(n_layers: int, pp_size: int) -> float:
 
 
 def batch_grid(most: int) -> Floats:
-    """Powers of two and the halves between them from 1 up to `most`, which is included.
+    """Powers of two and the halves between them, quarters from 64, up to `most`, which is included.
 
     >>> batch_grid(20).tolist()
     [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0]
     """
     values, x = {float(most)}, 1
     while x < most:
-        values |= {float(x), min(float(most), float(x + x // 2))}
+        values |= {min(float(most), float(x + x * i // 4)) for i in ((0, 1, 2, 3) if x >= 64 else (0, 2))}
         x *= 2
     return np.asarray(sorted(values))
 

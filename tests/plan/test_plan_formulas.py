@@ -1,0 +1,97 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesim.study.plan.curves import batch_grid, uneven_stages
+from moesim.study.plan.formulas import PrefillTimes, busy_limit, colocated, pool_ttft
+from moesim.study.plan.options import front
+
+
+def times(alone=0.1, together=0.1, share=0.1, dp=1, chunks=1, per_pass=1, chunk=1024):
+    return PrefillTimes(alone, together, share, dp, chunks, per_pass, chunk)
+
+
+def test_one_sequence_alone_waits_for_nobody():
+    served = colocated(0.02, 0.02, 1.0, 1, times(), 100)
+    assert served.tpot_s == pytest.approx(0.02)
+    assert served.queue_s == pytest.approx(0.0)
+    assert served.ttft_s == pytest.approx(0.1)
+    # a round is a decode and a hundredth of a prefill; nothing is saved where all of decode is attention
+    assert 1.0 / served.requests_per_s == pytest.approx(100 * 0.02 + 0.1, rel=0.01)
+
+
+def test_tpot_by_hand_where_passes_are_full():
+    # 10 sequences, 10 outputs: one prompt per round, so each round prefills, and others do so 9 times in 10
+    served = colocated(0.02, 0.02, 10.0, 1, times(), 10)
+    assert served.tpot_s == pytest.approx(0.02 + 9 / 10 * 0.1)
+    assert served.requests_per_s == pytest.approx(10 / (10 * (0.02 + 0.1)))
+
+
+def test_ranks_in_step_wait_for_one_prefill():
+    lone = colocated(0.02, 0.02, 1.0, 1, times(), 100)
+    # 16 ranks with one sequence each: a prefill somewhere in 1 - exp(-0.16) of rounds, and all wait for it
+    ranks = colocated(0.02, 0.02, 1.0, 1, times(share=0.1 / 16, dp=16), 100)
+    assert ranks.tpot_s == pytest.approx(0.02 + (1 - math.exp(-0.16 * 15 / 16)) * 0.1)
+    assert ranks.tpot_s > lone.tpot_s * 1.5
+
+
+def test_decode_rides_along_with_prefill():
+    apart = colocated(0.02, 0.02, 64.0, 1, times(), 100).tpot_s
+    shared = colocated(0.02, 0.005, 64.0, 1, times(), 100).tpot_s
+    assert 0.02 < shared < apart
+
+
+def test_a_prefill_pool_is_an_m_d_1_queue():
+    wait, passes = pool_ttft(5.0, times())
+    assert passes == pytest.approx(0.1)
+    assert wait == pytest.approx(0.5 / (2 * 0.5) * 0.1)
+
+
+def test_busy_limit_meets_the_goal_and_no_more():
+    prefill = PrefillTimes(
+        np.array([0.1, 0.3]), np.array([0.1, 0.3]), np.array([0.1, 0.3]), np.array([1.0, 1.0]), 1, 1, 1024
+    )
+    limit = busy_limit(0.2, 0.0, 0.9, prefill)
+    assert limit[1] == 0.0
+    wait, passes = pool_ttft(limit[0] / 0.1, times())
+    assert wait + passes <= 0.2
+    wait, passes = pool_ttft((limit[0] + 0.9 / 50) / 0.1, times())
+    assert wait + passes > 0.2
+
+
+@given(st.floats(1e-3, 0.1), st.floats(0.0, 1.0), st.integers(1, 512), st.integers(1, 64), st.integers(1, 2000))
+def test_more_sequences_never_speed_a_user_up(decode_s, attention, k, dp, output):
+    prefill = times(share=0.1 / dp, dp=dp)
+    a, b = (colocated(decode_s, attention * decode_s, float(n), 1, prefill, output) for n in (k, k + 1))
+    assert b.tpot_s >= a.tpot_s * (1 - 1e-9)
+    assert a.ttft_s >= prefill.alone_s
+    assert a.requests_per_s > 0
+
+
+def test_front_keeps_what_nothing_beats():
+    x, y = np.array([1.0, 2.0, 3.0, 2.0, 0.5]), np.array([5.0, 4.0, 1.0, 3.0, 5.0])
+    assert front(x, y).tolist() == [0, 1, 2]
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=40))
+def test_front_against_brute_force(points):
+    x, y = (np.array([p[i] for p in points], dtype=float) for i in (0, 1))
+    kept = {(x[i], y[i]) for i in front(x, y)}
+    unbeaten = {p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points)}
+    assert kept == unbeaten
+
+
+@pytest.mark.parametrize(("layers", "stages", "factor"), [(61, 1, 1.0), (60, 4, 1.0), (61, 2, 62 / 61), (10, 4, 1.2)])
+def test_the_longest_stage_sets_the_pace(layers, stages, factor):
+    assert uneven_stages(layers, stages) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 100, 1024])
+def test_batch_grid_ends_are_exact(most):
+    grid = batch_grid(most)
+    assert grid[0] == 1
+    assert grid[-1] == most
+    assert (np.diff(grid) > 0).all()
