@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from moesim.analytic import StepEstimate, estimate
 from moesim.lowering import Pass
-from moesim.sim import simulate
+from moesim.sim import FlowResult, simulate
 from moesim.specs.dtypes import Dtype
 from moesim.specs.scenario import Engine
 from moesim.specs.workload import WorkloadSpec
 from moesim.study.instance import Instance
+from moesim.study.ranks import home_ranks, rank_detail
 from moesim.study.results import ExpertLoad, GapSplit, OperatorRow, PathSample, PhaseDetail
 from moesim.timeline import Timeline
 
@@ -21,13 +22,16 @@ __all__ = ["expert_load", "path_sample", "phase_detail"]
 
 
 def phase_detail(
-    instance: Instance, workload: WorkloadSpec, concurrency: int, step: Pass, engine: Engine, rng: np.random.Generator
-) -> tuple[PhaseDetail, Timeline | None]:
-    """One pass of an instance, explained; with the timeline where it was simulated."""
-    timeline, gap = None, None
+    instance: Instance, workload: WorkloadSpec, concurrency: int, step: Pass, engine: Engine, rng: np.random.Generator,
+    *, by_rank: bool = False,
+) -> tuple[PhaseDetail, Timeline | None]:  # fmt: skip
+    """One pass of an instance, explained; with the timeline where it was simulated, and rank by rank if asked for."""
+    timeline, gap, ranks = None, None, None
     if engine is Engine.FLOW:
-        gap, result, timeline = _gap(instance, step, rng)
-        time_s = gap.simulated_s
+        gap, result, flow = _gap(instance, step, rng)
+        time_s, timeline = gap.simulated_s, flow.timeline
+        if by_rank and timeline.n_ranks > 1:
+            ranks = rank_detail(flow, len(instance.model.layers))
     else:
         result = instance.analytic(step).estimate
         time_s = result.time_s
@@ -36,11 +40,12 @@ def phase_detail(
         phase=step.phase.value, concurrency=concurrency, n_tokens=float(step.n_tokens), context=float(step.kv_len),
         time_s=time_s, imbalance_s=result.imbalance_s, exposed_comm_s=result.exposed_comm_s,
         hidden_comm_s=result.hidden_comm_s, mfu=mfu, mbu=mbu, operators=_rows(result), gap=gap,
+        ranks=ranks,
     )  # fmt: skip
     return detail, timeline
 
 
-def _gap(instance: Instance, step: Pass, rng: np.random.Generator) -> tuple[GapSplit, StepEstimate, Timeline]:
+def _gap(instance: Instance, step: Pass, rng: np.random.Generator) -> tuple[GapSplit, StepEstimate, FlowResult]:
     """From the balanced closed form to the simulation: each step changes one thing, so the parts add up."""
     balanced = instance.balanced()
     balanced_s = estimate(balanced.program(step, overlap=False), balanced.cost).time_s
@@ -55,7 +60,7 @@ def _gap(instance: Instance, step: Pass, rng: np.random.Generator) -> tuple[GapS
         overlap_s=final.time_s - plain_s, simulated_s=final.time_s,
         waits_s={cause.value: seconds for cause, seconds in final.waits_s.items()}, n_holds=final.n_holds,
     )  # fmt: skip
-    return gap, estimate(program, instance.cost), final.timeline
+    return gap, estimate(program, instance.cost), final
 
 
 def _rows(result: StepEstimate) -> tuple[OperatorRow, ...]:
@@ -120,6 +125,8 @@ def path_sample(instance: Instance, rng: np.random.Generator, n_tokens: int = 4)
         experts=tuple(tuple(tuple(int(e) for e in layer) for layer in token) for token in chosen),
         ranks=tuple(tuple(tuple(int(r) for r in layer) for layer in token) for token in ranks),
         n_possible_paths_log10=n_paths,
+        home_ranks=home_ranks(instance, n_tokens),
+        n_devices_per_expert=instance.parallel.etp_size,
     )
 
 

@@ -68,6 +68,10 @@ def _links(hardware: Hardware) -> list[InputOrigin]:
         if link is not None:
             rows.append(_from(link, "bytes_per_s", f"{link.name} bandwidth per device", show(link.bytes_per_s, "B/s")))
             rows.append(_from(link, "latency_s", f"{link.name} latency", show(link.latency_s, "s")))
+    if hardware.fabric is not None:
+        fabric = hardware.fabric
+        value = f"{fabric.name} ({fabric.software})"
+        rows.append(_from(fabric, "low_latency_dispatch", "rates of expert exchanges", value))
     return rows
 
 

@@ -13,6 +13,7 @@ from moesim.specs.scenario import Basis, FlipAxis, ScenarioSpec, SystemKind
 
 __all__ = [
     "SCHEMA_VERSION",
+    "AlternativeRow",
     "Comparison",
     "ExpertLoad",
     "FlipCurve",
@@ -24,6 +25,7 @@ __all__ = [
     "PhaseDetail",
     "Point",
     "QualitySensitivity",
+    "RankDetail",
     "RunResult",
     "SystemResult",
 ]
@@ -108,8 +110,41 @@ class GapSplit(Frozen):
     n_holds: int
 
 
+class RankDetail(Frozen):
+    """Who waits where in a simulated pass, and what is in use how much of it; four significant digits.
+
+    A row is the mean over `n_ranks_per_row` neighbouring ranks. `wait_s` is [rows][layers]; the `_frac` are [rows].
+    """
+
+    n_ranks: int
+    n_ranks_per_row: int
+    layers: tuple[int, ...]
+    wait_s: tuple[tuple[float, ...], ...]
+    out_port_frac: tuple[float, ...]
+    in_port_frac: tuple[float, ...]
+    engine_frac: tuple[float, ...]
+
+
+class AlternativeRow(Frozen):
+    """A simulated pass with one thing changed (the first row: with nothing changed), under the same seed.
+
+    `speedup` is the time of the first row over this one's. The other times are means per rank.
+    """
+
+    name: str
+    note: str
+    time_s: float
+    speedup: float
+    exposed_comm_s: float
+    hidden_comm_s: float
+    wait_s: float
+
+
 class PhaseDetail(Frozen):
-    """One pass in detail: a prefill or decode at the concurrency named."""
+    """One pass in detail: a prefill or decode at the concurrency named.
+
+    `ranks` and `what_if` are there for the reference system's decode pass if it was simulated on several ranks.
+    """
 
     phase: Literal["prefill", "decode"]
     concurrency: int
@@ -123,6 +158,8 @@ class PhaseDetail(Frozen):
     mbu: float
     operators: tuple[OperatorRow, ...]
     gap: GapSplit | None = None
+    ranks: RankDetail | None = None
+    what_if: tuple[AlternativeRow, ...] = ()
 
 
 class ExpertLoad(Frozen):
@@ -138,12 +175,17 @@ class ExpertLoad(Frozen):
 
 
 class PathSample(Frozen):
-    """The way of a few tokens: for each token, `experts` is [MoE layers][top-k] and `ranks` the expert ranks that hold them."""
+    """The way of a few tokens: for each token, `experts` is [MoE layers][top-k] and `ranks` the expert ranks that hold them.
+
+    `home_ranks` are the devices on which the tokens start; expert rank r lies on devices from r `n_devices_per_expert` on.
+    """
 
     layers: tuple[int, ...]
     experts: tuple[tuple[tuple[int, ...], ...], ...]
     ranks: tuple[tuple[tuple[int, ...], ...], ...]
     n_possible_paths_log10: float
+    home_ranks: tuple[int, ...] = ()
+    n_devices_per_expert: int = 1
 
 
 class SystemResult(Frozen):

@@ -24,6 +24,7 @@ from moesim.study.headline import headline, limits
 from moesim.study.points import System, measure_point, memory_report
 from moesim.study.provenance import input_origins
 from moesim.study.quality import dense_equivalent_params
+from moesim.study.ranks import alternatives
 from moesim.study.results import (
     Comparison,
     FlipCurve,
@@ -140,7 +141,12 @@ class _Runner:
         prefill = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens)[-1]
         details, timeline = [], None
         for step in (decode, prefill):
-            detail, recorded = phase_detail(instance, workload, self.at, step, self.engine, self.rng())
+            by_rank = step is decode and candidate.spec.name == self.scenario.reference.name
+            stream = self.streams.spawn(1)[0]
+            rng = np.random.default_rng(stream)
+            detail, recorded = phase_detail(instance, workload, self.at, step, self.engine, rng, by_rank=by_rank)
+            if detail.ranks is not None:  # the same stream, so that the first row is this very pass
+                detail = detail.model_copy(update={"what_if": alternatives(instance, step, stream)})
             details.append(detail)
             timeline = timeline or recorded
         ffn = model.moe_ffn

@@ -65,7 +65,10 @@ class TokenFlow:
     to_s: float
 
 
-def what_if(instance: Instance, step: Pass, seed: int = 0, options: FlowOptions | None = None) -> WhatIf:
+Seed = int | np.random.SeedSequence
+
+
+def what_if(instance: Instance, step: Pass, seed: Seed = 0, options: FlowOptions | None = None) -> WhatIf:
     """Simulate a pass and its alternatives under the same draw of every token's experts.
 
     Args:
@@ -88,7 +91,7 @@ def what_if(instance: Instance, step: Pass, seed: int = 0, options: FlowOptions 
     )
 
 
-def _run(instance: Instance, step: Pass, counts: Counts | None, seed: int, options: FlowOptions | None) -> FlowResult:
+def _run(instance: Instance, step: Pass, counts: Counts | None, seed: Seed, options: FlowOptions | None) -> FlowResult:
     used = counts if counts is not None else instance.draw(step, np.random.default_rng(seed))
     return simulate(instance.program(step, used), instance.cost, record=False, options=options)
 
@@ -115,7 +118,7 @@ def _changes(instance: Instance) -> list[tuple[str, str, Instance, bool]]:
         found.append(("perfect balance", "every expert equally loaded", instance.balanced(), False))
     if instance.overlap:
         found.append(("no overlap", "one thing after another", replace(instance, overlap=Overlap.NONE), True))
-    if instance.overlap is not Overlap.TWO_BATCH:
+    if instance.routed is not None and instance.overlap is not Overlap.TWO_BATCH:
         found.append(("two micro-batches", "interleaved", replace(instance, overlap=Overlap.TWO_BATCH), False))
     return found
 
