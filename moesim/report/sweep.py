@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moesim.errors import InputError
 from moesim.report.markdown import FIGURE_FOLDER, render_markdown
@@ -11,6 +12,9 @@ from moesim.report.svg import standalone
 from moesim.report.sweep_page import build_sweep, plot_style, render_sweep
 from moesim.study.sweep import SweepResult
 from moesim.study.sweep.store import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["write_sweep"]
 
@@ -48,7 +52,9 @@ def write_sweep(result: SweepResult, out_dir: Path) -> tuple[str, str, str]:
     return sentences
 
 
-def _as_text(frame):  # type: ignore[no-untyped-def]
+def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns of several kinds as text, which a Parquet column must be."""
-    mixed = [c for c in frame.columns if frame[c].dtype == object and len({type(v) for v in frame[c] if v is not None}) > 1]
+    mixed = [
+        c for c in frame.columns if frame[c].dtype == object and len({type(v) for v in frame[c] if v is not None}) > 1
+    ]
     return frame.astype(dict.fromkeys(mixed, "string"))

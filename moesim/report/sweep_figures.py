@@ -38,17 +38,25 @@ def heat(result: SweepResult) -> FigureBlock | None:
     x, y = (_sorted(c) for c in axes)
     name = result.spec.report.objective
     best, case = grid_of(result, x, y)
-    values = shown(name, np.abs(best))
+    relative = result.condition is not None and {x.path, y.path} - set(result.condition_paths) != set()
+    values = np.abs(best)
+    if not relative:
+        raw = np.where(result.ok, result.number(name), np.nan)
+        values = shown(name, np.where(np.isfinite(best) & (case >= 0), raw[case], np.nan))
     if not np.isfinite(values).any():
         return None
     is_ratio = result.spec.report.question is Question.BREAK_EVEN
-    left, top = 110.0, 10.0
+    left, top = 130.0, 10.0
     step_x, step_y = (WIDTH - left - 20) / len(x.values), min(46.0, max(16.0, 380.0 / len(y.values)))
     height = top + step_y * len(y.values) + 52
-    parts = _cells(values, case, left, top, step_x, step_y, is_ratio, result.spec.report.maximise)
-    parts += _isolines(values, left, top, step_x, step_y, is_ratio)
+    parts = _cells(values, case, left, top, step_x, step_y, is_ratio, result.spec.report.maximise and not relative)
+    if all(isinstance(v, int | float) for c in (x, y) for v in c.values):
+        parts += _isolines(values, left, top, step_x, step_y, is_ratio)
     parts += _ticks(x, y, left, top, step_x, step_y, height)
     words = column_words(name)
+    if relative:
+        same = " and ".join(path_words(p) for p in result.condition_paths)
+        words = f"{words.split(' (')[0]}, times worse than the best at the same {same}"
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     alt = f"{words} runs from {number_text(low)} to {number_text(high)} over {path_words(x.path)} and {path_words(y.path)}."
     others = [path_words(c.path) for c in result.settings if c.path not in (x.path, y.path) and len(c.values) > 1]
@@ -81,7 +89,14 @@ def _sorted(column: Column) -> Column:
 
 
 def _cells(
-    values: Floats, case: NDArray[np.intp], left: float, top: float, dx: float, dy: float, is_ratio: bool, maximise: bool
+    values: Floats,
+    case: NDArray[np.intp],
+    left: float,
+    top: float,
+    dx: float,
+    dy: float,
+    is_ratio: bool,
+    maximise: bool,
 ) -> list[str]:
     logs = np.log(values)
     low, high = float(np.nanmin(logs)), float(np.nanmax(logs))
@@ -98,13 +113,21 @@ def _cells(
                 continue
             log = float(logs[row, column])
             if is_ratio:
-                parts.append(rect(*place, dx - 1, dy - 1, i, "win" if log >= 0 else "lose", 0.08 + 0.6 * abs(log) / widest))
+                parts.append(
+                    rect(*place, dx - 1, dy - 1, i, "win" if log >= 0 else "lose", 0.08 + 0.6 * abs(log) / widest)
+                )
             else:
                 share = (log - low) / (high - low) if high > low else 0.0
-                parts.append(rect(*place, dx - 1, dy - 1, i, "cell", 0.06 + 0.62 * (share if maximise else 1.0 - share)))
-            if dx >= 34 and dy >= 15:
+                parts.append(
+                    rect(*place, dx - 1, dy - 1, i, "cell", 0.06 + 0.62 * (share if maximise else 1.0 - share))
+                )
+            if _holds_values(dx, dy):
                 parts.append(label(place[0] + dx / 2, place[1] + dy / 2 + 4, number_text(float(value)), "v"))
     return parts
+
+
+def _holds_values(dx: float, dy: float) -> bool:
+    return dx >= 34 and dy >= 15
 
 
 def _isolines(values: Floats, left: float, top: float, dx: float, dy: float, is_ratio: bool) -> list[str]:
@@ -122,7 +145,7 @@ def _isolines(values: Floats, left: float, top: float, dx: float, dy: float, is_
             if len(pixels) < 2:
                 continue
             parts.append(path(pixels, "even" if is_ratio and level == 1.0 else "iso"))
-            if level != 1.0 or not is_ratio:
+            if (level != 1.0 or not is_ratio) and not _holds_values(dx, dy):
                 middle = pixels[len(pixels) // 2]
                 parts.append(label(middle[0], middle[1] - 3, number_text(level), "il"))
     return parts
@@ -176,7 +199,11 @@ def pareto(result: SweepResult) -> FigureBlock | None:
     parts += [circle(sx.at(xs[i]), sy.at(ys[i]), 4.5, int(i), "top") for i in drawn if best[i]]
     n_front = int(best.sum())
     alt = f"{n_front} of {len(known)} cases that run are beaten by none in both {column_words(names[0])} and {column_words(names[1])}."
-    left_out = f" Of {len(known):,} points {len(drawn):,} are drawn, all of the front among them." if len(drawn) < len(known) else ""
+    left_out = (
+        f" Of {len(known):,} points {len(drawn):,} are drawn, all of the front among them."
+        if len(drawn) < len(known)
+        else ""
+    )
     title = f"{column_words(names[1]).split(' (')[0].capitalize()} against {column_words(names[0]).split(' (')[0]}"
     caption = f"Up and right is better; points that another case beats in both are faded.{left_out}"
     if signs != [1.0, 1.0]:
@@ -221,7 +248,7 @@ def parallel(result: SweepResult) -> FigureBlock | None:
     if len(columns) < 3:
         return None
     name = result.spec.report.objective
-    values = np.where(result.ok, shown(name, np.abs(result.objective())), np.nan)
+    values = np.where(result.ok, shown(name, result.number(name)), np.nan)
     known = np.flatnonzero(np.isfinite(values) & (values > 0))
     if len(known) < 2:
         return None
@@ -229,7 +256,7 @@ def parallel(result: SweepResult) -> FigureBlock | None:
     top = np.zeros(result.n_cases, dtype=bool)
     top[known[order[:20]]] = True
     drawn = _thinned(known, top, MOST_LINES)
-    places = [70.0 + i * (WIDTH - 150.0) / len(columns) for i in range(len(columns) + 1)]
+    places = [105.0 + i * (WIDTH - 165.0) / len(columns) for i in range(len(columns) + 1)]
     scale = LogScale(*_span(values[known]), 300.0, 30.0)
     rank = {int(i): r / max(1, len(known) - 1) for r, i in enumerate(known[order])}
     parts = []
@@ -241,8 +268,10 @@ def parallel(result: SweepResult) -> FigureBlock | None:
         parts += [line(place, 30, place, 300, "axis"), label(place, 345, short_name(path_words(column.path), 20), "a")]
         every = max(1, math.ceil(len(column.values) / 12))
         for code in range(0, len(column.values), every):
-            parts.append(label(place - 5, _at(column, code) + 4, short_name(value_text(column.values[code]), 14), "t", "end"))
-    parts += [line(places[-1], 30, places[-1], 300, "axis"), label(places[-1], 345, column_words(name), "a")]
+            parts.append(
+                label(place - 5, _at(column, code) + 4, short_name(value_text(column.values[code]), 14), "t", "end")
+            )
+    parts += [line(places[-1], 30, places[-1], 300, "axis"), label(places[-1] + 30, 16, column_words(name), "a", "end")]
     parts += [label(places[-1] + 6, scale.at(t) + 4, number_text(t), "t", "start") for t in scale.ticks()]
     alt = f"{len(drawn)} of {len(known)} cases over {len(columns)} settings; stronger lines are better."
     title = "Every case over its settings"
@@ -270,7 +299,9 @@ def bars(effects: Sequence[Effect], swings: Sequence[Swing], objective: str) -> 
         y, known = 10 + 24.0 * i, [v for v in (a, b, 1.0) if v is not None]
         start, stop = scale.at(min(known)), scale.at(max(known))
         kind = "swept" if i < len(swept) else "other"
-        parts.append(f'<rect class="bar {kind}" x="{start:.1f}" y="{y:.1f}" width="{max(1.5, stop - start):.1f}" height="15"/>')
+        parts.append(
+            f'<rect class="bar {kind}" x="{start:.1f}" y="{y:.1f}" width="{max(1.5, stop - start):.1f}" height="15"/>'
+        )
         parts.append(label(242, y + 12, short_name(words, 40), "t", "end"))
         parts.append(label(stop + 6, y + 12, f"{number_text(max(max(known), 1 / min(known)))}×", "t", "start"))
     for tick in scale.ticks():

@@ -35,6 +35,12 @@ _RESULTS = (
 )  # fmt: skip
 
 
+_SAME = {
+    "model.n_routed_experts": "n_experts", "model.num_experts_per_tok": "top_k", "model.moe_intermediate_size": "expert_width",
+    "workload.concurrency": "concurrency",
+}  # fmt: skip
+
+
 def build_sweep(result: SweepResult) -> tuple[Document, tuple[str, str, str]]:
     """The report as values, and the three sentences it ends with."""
     found = effects(result)
@@ -52,9 +58,13 @@ def build_sweep(result: SweepResult) -> tuple[Document, tuple[str, str, str]]:
     sections.append(Section("notes", "What this rests on", (Bullets(_notes(result)),)))
     if bar is not None:
         sections.append(Section("sensitivity", "What moves the answer", (bar,)))
-    sections.append(Section("conclusions", "What to do", (Callout("verdict", "Three things to take along", "", sentences),)))
+    sections.append(
+        Section("conclusions", "What to do", (Callout("verdict", "Three things to take along", "", sentences),))
+    )
     banner = "This sweep rests on assumptions throughout." if result.spec.is_assumption else ""
-    return Document(result.spec.title, result.spec.description, _facts(result), banner, tuple(sections), _footer(result)), sentences
+    return Document(
+        result.spec.title, result.spec.description, _facts(result), banner, tuple(sections), _footer(result)
+    ), sentences
 
 
 def _answer(result: SweepResult, best: int | None) -> tuple[Paragraph | Bullets, ...]:
@@ -65,7 +75,7 @@ def _answer(result: SweepResult, best: int | None) -> tuple[Paragraph | Bullets,
         name = result.spec.report.objective
         value = COLUMN_WORDS.get(name, (name, "", 1.0))[2] * float(result.number(name)[best])
         which = "Largest" if result.spec.report.maximise else "Smallest"
-        if result.spec.report.question is not Question.BREAK_EVEN:
+        if result.spec.report.question is not Question.BREAK_EVEN and result.condition is None:
             text += f" {which} {column_words(name)}: {_text(value)}, at {settings}."
     counts = [f"{n:,} {word}" for word, n in result.outcomes().items()]
     return Paragraph(text, lead=True), Bullets((f"Outcomes: {', '.join(counts)}.", *_reasons(result)))
@@ -91,7 +101,11 @@ def _facts(result: SweepResult) -> tuple[tuple[str, str], ...]:
 
 def _constraint(c: Any) -> str:
     words = c.kind.value.removeprefix("fixed_").replace("_", " ")
-    by = c.solved_by.value.replace("_", " ").replace("moe intermediate size", "expert width").replace("n routed experts", "experts")
+    by = (
+        c.solved_by.value.replace("_", " ")
+        .replace("moe intermediate size", "expert width")
+        .replace("n routed experts", "experts")
+    )
     return f"{words} ({by} gives way)"
 
 
@@ -107,7 +121,9 @@ def _notes(result: SweepResult) -> tuple[str, ...]:
     if result.spec.law is not None:
         notes.append(f"Losses: {LAW_SOURCES[result.spec.law.name]}.")
     if result.engine == "analytic":
-        notes.append("Times are closed forms under expected expert loads; drawn loads and contention are left to the flow engine.")
+        notes.append(
+            "Times are closed forms under expected expert loads; drawn loads and contention are left to the flow engine."
+        )
     return tuple(notes)
 
 
@@ -121,7 +137,9 @@ def rows_of(result: SweepResult) -> list[int]:
         return list(range(result.n_cases))
     keep = set(np.linspace(0, result.n_cases - 1, MOST_ROWS // 2).astype(int).tolist())
     objective = result.objective()
-    keep |= set(np.argsort(np.where(np.isfinite(objective), objective, np.inf), kind="stable")[: MOST_ROWS // 4].tolist())
+    keep |= set(
+        np.argsort(np.where(np.isfinite(objective), objective, np.inf), kind="stable")[: MOST_ROWS // 4].tolist()
+    )
     names = [n.removeprefix("-") for n in result.spec.report.pareto]
     if all(n in result.columns for n in names):
         signs = [-1.0 if n.startswith("-") else 1.0 for n in result.spec.report.pareto]
@@ -133,7 +151,16 @@ def rows_of(result: SweepResult) -> list[int]:
 def _data(result: SweepResult, marks: Sequence[int]) -> str:
     """Cases as JSON: settings and results as numbers in the units shown, with a flag for those that run."""
     rows = sorted({*rows_of(result), *marks})
-    names = [n for n in _RESULTS if n in result.columns and np.isfinite(np.asarray(result.columns[n], dtype=float)).any()]
+    doubled = {
+        _SAME[p]
+        for p in (c.path.split(".", 2)[-1] if c.path.startswith("systems.") else c.path for c in result.settings)
+        if p in _SAME
+    }
+    names = [
+        n
+        for n in _RESULTS
+        if n in result.columns and n not in doubled and np.isfinite(np.asarray(result.columns[n], dtype=float)).any()
+    ]
     columns = [{"key": c.path, "label": path_words(c.path), "setting": True} for c in result.settings]
     columns += [{"key": n, "label": column_words(n), "setting": False} for n in names]
     table = []

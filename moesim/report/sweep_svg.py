@@ -81,7 +81,9 @@ def rect(x: float, y: float, width: float, height: float, case: int, kind: str, 
     )
 
 
-def path(points: Sequence[tuple[float, float]], kind: str, case: int | None = None, opacity: float | None = None) -> str:
+def path(
+    points: Sequence[tuple[float, float]], kind: str, case: int | None = None, opacity: float | None = None
+) -> str:
     """A polyline; with a case it is a mark."""
     d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     mark = "" if case is None else f' data-i="{case}"'

@@ -204,12 +204,14 @@ class Question(StrEnum):
 class ReportSpec(Frozen):
     """What the report shows: `objective` is a result column, minimised unless `maximise`; `heat` names two axes' paths.
 
-    `pareto` names two columns, both better when larger unless prefixed with ``-``.
+    `condition` names axes that are not chosen but met, such as requests in flight: cases are compared with those of the same
+    values only. `pareto` names two columns, both better when larger unless prefixed with ``-``.
     """
 
     question: Question = Question.BEST
     objective: str = "usd_per_million_output_tokens"
     maximise: Flag = False
+    condition: str | tuple[str, ...] | None = None
     heat: tuple[str, str] | None = None
     pareto: tuple[str, str] = ("output_tokens_per_s_per_user", "output_tokens_per_s_per_device")
 

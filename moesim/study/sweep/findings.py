@@ -50,8 +50,16 @@ class Swing:
 
 
 def best_case(result: SweepResult) -> int | None:
-    """The case with the smallest objective; the first of equals; None where nothing runs."""
+    """The case with the smallest objective; the first of equals; None where nothing runs.
+
+    With a condition: of its middle value among those at which anything runs.
+    """
     values = result.objective()
+    condition = result.condition
+    if condition is not None:
+        runs = [code for code in range(len(condition.values)) if np.isfinite(values[condition.codes == code]).any()]
+        if runs:
+            values = np.where(condition.codes == runs[len(runs) // 2], values, np.nan)
     return int(np.nanargmin(values)) if np.isfinite(values).any() else None
 
 
@@ -72,15 +80,25 @@ def effects(result: SweepResult) -> list[Effect]:
     """Axes by how much fixing them to their worst value costs, the largest first; axes of one value are left out."""
     values, found = result.objective(), []
     for column in result.settings:
-        if len(column.values) < 2:
+        if len(column.values) < 2 or column.path in result.condition_paths:
             continue
-        best = np.asarray([_smallest(values[column.codes == code]) for code in range(len(column.values))])
+        best = np.asarray([_smallest_of(result, values, column.codes == code) for code in range(len(column.values))])
         known = best[np.isfinite(best)]
         if len(known) and (known > 0).all():
             found.append(Effect(column.path, column.values, tuple(best.tolist()), float(known.max() / known.min())))
         elif len(known) and (known < 0).all():
             found.append(Effect(column.path, column.values, tuple(best.tolist()), float(known.min() / known.max())))
     return sorted(found, key=lambda e: -e.ratio)
+
+
+def _smallest_of(result: SweepResult, values: Floats, rows: NDArray[np.bool_]) -> float:
+    """The best of some cases; with a condition, the geometric mean over its values of the best at each."""
+    condition = result.condition
+    if condition is None:
+        return _smallest(values[rows])
+    each = np.asarray([_smallest(values[rows & (condition.codes == c)]) for c in range(len(condition.values))])
+    each = each[np.isfinite(each)]
+    return float(np.exp(np.log(each).mean())) if len(each) else float("nan")
 
 
 def _smallest(values: Floats) -> float:

@@ -1,4 +1,4 @@
-"""What a case's answer depends on, as a hash: settings, base, rules, hardware, model, calibration and version, not how it runs."""
+"""What a case's answer depends on, as a hash: settings, base, rules, hardware, model, calibration and version; not how it ran."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ class _Sums:
 
 def _rows_of(x: Any) -> Any:
     """One number per row: the mean over the layers of a segment; ranks beside the fullest are not in it."""
-    return x.max(axis=-1).mean(axis=-1) if isinstance(x, np.ndarray) and x.ndim == 3 else x
+    return x.max(axis=-1).mean(axis=-1) if isinstance(x, np.ndarray) and x.ndim >= 2 else x
 
 
 def _power(cost: OpCost) -> Any:
@@ -266,11 +266,11 @@ def _power(cost: OpCost) -> Any:
     if isinstance(cost.time_s, float):
         return DYNAMIC_FRAC[cost.bound]
     parts = np.stack(np.broadcast_arrays(cost.compute_s, cost.memory_s, cost.link_s, cost.latency_s, cost.time_s))
-    if parts.ndim == 4:
-        slowest = parts[4].argmax(axis=1)[None, :, None, :]
-        parts = np.take_along_axis(parts, np.broadcast_to(slowest, (5, parts.shape[1], 1, parts.shape[3])), axis=2)[
-            :, :, 0, 0
-        ]
+    if parts.ndim >= 3:
+        # of a segment's layers the slowest says what it is bound by
+        slowest = np.expand_dims(parts[4].max(axis=-1).argmax(axis=-1), (0, -1, -2))
+        slowest = np.broadcast_to(slowest, (5, *parts.shape[1:-2], 1, parts.shape[-1]))
+        parts = np.take_along_axis(parts, slowest, axis=-2)[..., 0, 0]
     return np.asarray(_WEIGHTS)[parts[:4].argmax(axis=0)]
 
 

@@ -15,6 +15,7 @@ from moesim.study.sweep.axes import Column
 from moesim.study.sweep.plan import Plan
 from moesim.study.sweep.store import Store
 from moesim.study.sweep.task import Answer
+from moesim.study.sweep.words import settings_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,11 +67,48 @@ class SweepResult:
             raise KeyError(name)
         return np.asarray(column.values, dtype=float)[column.codes]
 
+    @property
+    def condition_paths(self) -> tuple[str, ...]:
+        """Axes that are met, not chosen."""
+        named = self.spec.report.condition
+        named = (named,) if isinstance(named, str) else named or ()
+        return tuple(c.path for c in self.settings if c.path in named)
+
+    @property
+    def condition(self) -> Column | None:
+        """What cases are compared within, if the report names any: the axis, or words for each meeting of several axes."""
+        paths = self.condition_paths
+        own = [c for c in self.settings if c.path in paths]
+        if len(own) < 2:
+            return own[0] if own else None
+        code = np.zeros(self.n_cases, dtype=np.int64)
+        for column in own:
+            code = code * len(column.values) + column.codes
+        _, first, codes = np.unique(code, return_index=True, return_inverse=True)
+        values = tuple(settings_words({c.path: c.of(int(i)) for c in own}) for i in first)
+        return Column("", values, codes.astype(np.int32))
+
+    def named_condition(self, case: int) -> str:
+        """The condition of a case in words."""
+        return settings_words({c.path: c.of(case) for c in self.settings if c.path in self.condition_paths})
+
     def objective(self) -> Floats:
-        """What the report optimises, smaller is better; NaN for cases without times."""
-        values = self.number(self.spec.report.objective)
-        values = np.where(self.ok, values, np.nan)
-        return -values if self.spec.report.maximise else values
+        """What the report optimises, smaller is better; NaN for cases without times.
+
+        With a condition: how many times worse than the best case of the same condition.
+        """
+        values = np.where(self.ok, self.number(self.spec.report.objective), np.nan)
+        condition = self.condition
+        if condition is None:
+            return -values if self.spec.report.maximise else values
+        found = np.full(self.n_cases, np.nan)
+        for code in range(len(condition.values)):
+            own = condition.codes == code
+            inside = values[own]
+            if np.isfinite(inside).any():
+                best = np.nanmax(inside) if self.spec.report.maximise else np.nanmin(inside)
+                found[own] = best / inside if self.spec.report.maximise else inside / best
+        return found
 
     def outcomes(self) -> dict[str, int]:
         """How many cases ended how, most frequent first."""

@@ -18,6 +18,8 @@ __all__ = ["conclusions", "heat_axes"]
 
 #: Designs this close count as equal where no measurement gives an interval. Assumption.
 ASSUMED_BAND = 0.25
+#: Part of the least loss that one would give up for fewer experts. Assumption.
+ENOUGH = 0.01
 
 
 def conclusions(result: SweepResult, found: Sequence[Effect], moved: Sequence[Swing]) -> tuple[str, str, str]:
@@ -62,7 +64,29 @@ def _shape(result: SweepResult, case: int) -> str:
     return f"{text} ({', '.join(solved)})" if solved else text
 
 
+def _by_condition(result: SweepResult) -> str:
+    """The best case at the first, middle and last value of the condition."""
+    condition, objective, name = result.condition, result.objective(), result.spec.report.objective
+    values: Any = () if condition is None else condition.values
+    found = []
+    for code in range(len(values)):
+        own = np.where(condition.codes == code, objective, np.nan) if condition is not None else objective
+        if np.isfinite(own).any():
+            found.append((int(np.nanargmin(own)), float(np.nanmax(own))))
+    chosen = [found[i] for i in dict.fromkeys((0, len(found) // 2, len(found) - 1))]
+    parts = []
+    for case, worst in chosen:
+        settings = {p: v for p, v in result.configuration(case).items() if p not in result.condition_paths}
+        what = amount(name, float(result.number(name)[case]))
+        parts.append(
+            f"at {result.named_condition(case)}: {settings_words(settings)} ({what}; the worst is {number_text(worst)}x worse)"
+        )
+    return f"Choose {'; '.join(parts)}."
+
+
 def _build(result: SweepResult, best: int) -> str:
+    if result.condition is not None:
+        return _by_condition(result)
     objective, name = result.objective(), result.spec.report.objective
     worst = float(np.nanmax(np.abs(objective)) if not result.spec.report.maximise else np.nanmin(np.abs(objective)))
     own = float(abs(objective[best]))
@@ -75,26 +99,37 @@ def _build(result: SweepResult, best: int) -> str:
 
 
 def _band(result: SweepResult, best: int) -> str:
+    """How firmly the best case stands among those of its condition."""
     objective, errors = np.abs(result.objective()), result.number("error_frac")
-    measured = bool(np.isfinite(errors[best]))
-    band = float(errors[best]) if measured else ASSUMED_BAND
-    near = np.flatnonzero(np.abs(objective / objective[best] - 1.0) <= band)
+    bands = np.where(np.isfinite(errors), errors, ASSUMED_BAND)
+    measured, band = bool(np.isfinite(errors[best])), float(bands[best])
+    inside, where = result.ok, ""
+    if result.condition is not None:
+        inside = inside & (result.condition.codes == result.condition.codes[best])
+        where = f" at {result.named_condition(best)}"
+    apart = np.abs(objective / objective[best] - 1.0)
+    near = np.flatnonzero(inside & (apart <= np.hypot(bands, band)))
     basis = (
         "the 90% interval of its measured operators"
         if measured
-        else "assumed, since no measurement stands behind most of it"
+        else "an assumption: no measurement stands behind most of it"
     )
-    text = f"The prediction holds within about ±{band:.0%} ({basis}), and {len(near):,} cases lie that close"
+    text = f"The best{where} is known to about ±{band:.0%} ({basis})"
+    if not measured and np.isfinite(errors[inside]).any():
+        known = np.where(inside & np.isfinite(errors), objective, np.nan)
+        other = int(np.nanargmin(known))
+        ratio = number_text(float(known[other] / objective[best]))
+        return f"{text}, so measure before you commit: the best with measurements behind it is {_shape(result, other)}, {ratio}x."
     others = near[near != best]
     if not len(others):
-        return f"{text}: the choice is clear."
+        return f"{text}, and no other case lies that close: the choice is clear."
+    text += f", and {len(others):,} other{' case lies' if len(others) == 1 else ' cases lie'} within both intervals"
     memory = result.number("memory_bytes")
-    if np.isfinite(memory[others]).any():
-        light = others[int(np.nanargmin(memory[others]))]
-        if memory[light] < 0.98 * memory[best]:
-            saved = (memory[best] - memory[light]) / 1e9
-            return f"{text}; of these {_shape(result, light)} needs {saved:.1f} GB per rank less, so choose among them by other needs."
-    return f"{text}, so choose among them by other needs, such as {_shape(result, int(others[0]))}."
+    light = others[int(np.nanargmin(memory[others]))] if np.isfinite(memory[others]).any() else others[0]
+    if memory[light] < 0.98 * memory[best]:
+        saved = (memory[best] - memory[light]) / 1e9
+        return f"{text}: choose among them by other needs, such as {_shape(result, int(light))}, which takes {saved:.1f} GB per rank less."
+    return f"{text}: choose among them by other needs, such as {_shape(result, int(others[0]))}."
 
 
 def _first(result: SweepResult, found: Sequence[Effect], moved: Sequence[Swing]) -> str:
@@ -156,7 +191,7 @@ def _boundary(result: SweepResult) -> str:
         for v in dict.fromkeys((keys[0], keys[len(keys) // 2], keys[-1]))
     ]
     never = len(lines) - len(crossing)
-    return f"The verdict flips {', '.join(parts)}{f'; it never does for {never} other values' if never else ''}."
+    return f"The verdict flips {', '.join(parts)}{f'; for {never} of its {len(lines)} values it never does' if never else ''}."
 
 
 def _budgets(result: SweepResult) -> list[tuple[float | None, Any]]:
@@ -173,44 +208,50 @@ def _least(values: Any, rows: Any) -> int | None:
     return int(np.nanargmin(inside)) if np.isfinite(inside).any() else None
 
 
+def _enough(result: SweepResult, rows: Any) -> int | None:
+    """Of some cases the one with fewest experts, then least loss, that gives up at most `ENOUGH` of the best loss."""
+    loss, experts = result.number("loss"), result.number("n_experts")
+    best = _least(loss, rows)
+    if best is None:
+        return None
+    near = np.flatnonzero(rows & (loss <= (1.0 + ENOUGH) * loss[best]))
+    return int(near[np.lexsort((loss[near], experts[near]))[0]])
+
+
 def _wanted(result: SweepResult) -> str:
-    loss, parts = result.number("loss"), []
+    loss, experts, parts = result.number("loss"), result.number("n_experts"), []
     for budget, rows in _budgets(result):
-        best = _least(loss, rows)
-        if best is None:
+        case, best = _enough(result, rows), _least(loss, rows)
+        if case is None or best is None:
             continue
-        what = f"{budget:.0e} FLOP want" if budget is not None else "the budget wants"
-        n = (
-            result.number("n_experts")[best],
-            result.number("n_active_params")[best],
-            result.number("train_tokens")[best],
-        )
+        what = f"at {budget:.0e} FLOP" if budget is not None else "for this budget"
+        active, tokens = result.number("n_active_params")[case] / 1e9, result.number("train_tokens")[case] / 1e12
         parts.append(
-            f"{what} {n[0]:,.0f} experts on {number_text(n[1] / 1e9)}B active parameters and {number_text(n[2] / 1e12)}T tokens "
-            f"(loss {loss[best]:.3f})"
+            f"{what} {experts[case]:,.0f} experts on {number_text(active)}B active parameters and {number_text(tokens)}T tokens "
+            f"(loss {loss[case]:.3f}; {loss[best]:.3f} with {experts[best]:,.0f})"
         )
-    return f"By the law, {'; '.join(parts)}." if parts else "No case has both a loss and times."
+    return (
+        f"Fewest experts within {ENOUGH:.0%} of the least loss: {'; '.join(parts)}."
+        if parts
+        else "No case has a loss and times."
+    )
 
 
 def _served(result: SweepResult) -> str:
-    """The largest budget's best design in serving, and the cheapest of those that give up a hundredth of the loss."""
+    """Serving cost of the largest budget's least loss, and of the cheapest that gives up a hundredth of it."""
     loss, usd = result.number("loss"), result.number("usd_per_million_output_tokens")
     rows = [(budget, r) for budget, r in _budgets(result) if _least(loss, r) is not None]
-    if not rows:
-        return "Nothing can be served."
-    budget, inside = rows[-1]
+    budget, inside = rows[-1] if rows else (None, result.ok)
     best = _least(loss, inside)
-    near = _least(usd, inside & (loss <= 1.01 * loss[best])) if best is not None else None
+    near = None if best is None else _least(usd, inside & (loss <= (1.0 + ENOUGH) * loss[best]))
     if best is None or near is None:
         return "Nothing can be served."
     where = f"At {budget:.0e} FLOP s" if budget is not None else "S"
-    text = f"{where}erving that model costs ${number_text(float(usd[best]))} per million output tokens; giving up at most 1% of loss, "
+    text = f"{where}erving the design of least loss ({_shape(result, best)}) costs ${number_text(float(usd[best]))} per million output tokens; "
     if near == best:
-        return text + "nothing that was swept is cheaper to serve, so take it."
-    return text + (
-        f"{_shape(result, near)} ({result.number('n_experts')[near]:,.0f} experts, loss {loss[near]:.3f}) costs "
-        f"${number_text(float(usd[near]))}, {1 - usd[near] / usd[best]:.0%} less."
-    )
+        return f"{text}nothing within {ENOUGH:.0%} of its loss is cheaper to serve, so take it."
+    cheaper = f"{_shape(result, near)} (loss {loss[near]:.3f}) costs ${number_text(float(usd[near]))}, {1 - usd[near] / usd[best]:.0%} less"
+    return f"{text}giving up at most {ENOUGH:.0%} of loss, {cheaper}."
 
 
 def _law_caution(result: SweepResult) -> str:
