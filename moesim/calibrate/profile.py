@@ -250,7 +250,7 @@ def _achieved(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    used = frame.dropna(axis=1, how="all")
+    used = frame.dropna(axis=1, how="all") if len(frame) else frame
     part = path.with_name(path.name + ".part")
     used.to_csv(part, index=False, float_format="%.9g")
     part.replace(path)
