@@ -8,6 +8,7 @@ from moesim.report.document import FigureBlock
 from moesim.report.figures_cost import breakdown, latency, memory, pareto
 from moesim.report.figures_flip import break_even
 from moesim.report.figures_ops import gap_split, roofline
+from moesim.report.figures_ranks import node_paths, port_use, wait_map, what_if
 from moesim.report.figures_routing import all_routing, sketch
 from moesim.study.results import RunResult
 
@@ -21,6 +22,8 @@ class Figures:
     sketch: FigureBlock
     cost: tuple[FigureBlock, ...]
     time: tuple[FigureBlock, ...]
+    ranks: tuple[FigureBlock, ...]
+    what_if: tuple[FigureBlock, ...]
     routing: tuple[FigureBlock, ...]
     flips: tuple[FigureBlock, ...]
 
@@ -31,7 +34,9 @@ def draw(result: RunResult) -> Figures:
         sketch=sketch(),
         cost=_there(latency(result), pareto(result), memory(result)),
         time=_there(breakdown(result), roofline(result), gap_split(result)),
-        routing=tuple(all_routing(result)),
+        ranks=_there(wait_map(result), port_use(result)),
+        what_if=_there(what_if(result)),
+        routing=(*_there(node_paths(result)), *all_routing(result)),
         flips=tuple(break_even(result)),
     )
 

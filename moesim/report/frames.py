@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moesim.study.results import RunResult
+from moesim.study.results import RankDetail, RunResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,12 +15,15 @@ Row = dict[str, Any]
 
 
 def frames(result: RunResult) -> dict[str, pd.DataFrame]:
-    """One table per file name: points, operators, passes, comparisons, flips, crossings, memory, quality, expert_load, inputs."""
+    """One table per file name, such as points, operators, passes, waits, comparisons, flips, memory and inputs."""
     import pandas as pd
 
     rows = {
         "points": _points(result),
         "passes": _passes(result),
+        "waits": _waits(result),
+        "ports": _ports(result),
+        "what_if": _what_if(result),
         "operators": _operators(result),
         "comparisons": [_plain(c) for c in result.comparisons],
         "flips": _flips(result),
@@ -50,13 +53,53 @@ def _passes(result: RunResult) -> list[Row]:
     for s in result.systems:
         for d in s.details:
             row = _plain(d, system=s.name)
-            row.pop("operators")
+            for inner in ("operators", "ranks", "what_if"):
+                row.pop(inner)
             gap = row.pop("gap") or {}
             waits = gap.pop("waits_s", {})
             row |= {f"gap_{k}": v for k, v in gap.items()}
             row |= {f"wait_s {cause}": seconds for cause, seconds in sorted(waits.items())}
             rows.append(row)
     return rows
+
+
+def _by_rank(result: RunResult) -> list[tuple[Row, RankDetail]]:
+    """Passes that are known rank by rank, with what names them."""
+    return [
+        ({"system": s.name, "phase": d.phase}, d.ranks)
+        for s in result.systems
+        for d in s.details
+        if d.ranks is not None
+    ]
+
+
+def _waits(result: RunResult) -> list[Row]:
+    return [
+        {**key, "first_rank": i * ranks.n_ranks_per_row, "layer": layer, "wait_s": seconds}
+        for key, ranks in _by_rank(result)
+        for i, row in enumerate(ranks.wait_s)
+        for layer, seconds in zip(ranks.layers, row, strict=True)
+    ]
+
+
+def _ports(result: RunResult) -> list[Row]:
+    return [
+        {
+            **key,
+            "first_rank": i * ranks.n_ranks_per_row,
+            "out_port_frac": out,
+            "in_port_frac": into,
+            "engine_frac": engine,
+        }
+        for key, ranks in _by_rank(result)
+        for i, (out, into, engine) in enumerate(
+            zip(ranks.out_port_frac, ranks.in_port_frac, ranks.engine_frac, strict=True)
+        )
+    ]
+
+
+def _what_if(result: RunResult) -> list[Row]:
+    return [_plain(row, system=s.name, phase=d.phase) for s in result.systems for d in s.details for row in d.what_if]
 
 
 def _operators(result: RunResult) -> list[Row]:

@@ -16,6 +16,7 @@ from moesim.report.document import (
     Table,
 )
 from moesim.report.figures import Figures, draw
+from moesim.report.figures_ranks import what_if_table
 from moesim.report.tables import (
     comparison_table,
     flip_table,
@@ -47,6 +48,7 @@ def build(result: RunResult) -> Document:
         _systems(result, figures),
         _results(result, figures),
         _why(result, figures),
+        _ranks(result, figures),
         _routing(result, figures),
         _flips(result, figures),
         _operators(result),
@@ -206,6 +208,18 @@ def _infeasible(result: RunResult) -> list[Block]:
 
 def _why(result: RunResult, figures: Figures) -> Section | None:
     return Section("why", "Why: where the time goes", figures.time) if figures.time else None
+
+
+def _ranks(result: RunResult, figures: Figures) -> Section | None:
+    """Who waits in the simulated pass of the reference system, and what would help."""
+    blocks = [*figures.what_if, *_there(what_if_table(result)), *figures.ranks]
+    if not blocks:
+        return None
+    text = (
+        "Every rank's pass was simulated. First what one change would bring; then who waits for whom, and how much of the pass "
+        "ports and engines are in use. The trace file beside this page holds the same pass with arrows for sampled tokens."
+    )
+    return Section("ranks", "Who waits, and what would help", (Paragraph(text), *blocks))
 
 
 def _routing(result: RunResult, figures: Figures) -> Section | None:

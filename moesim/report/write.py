@@ -30,7 +30,8 @@ def write_report(result: RunResult, out_dir: Path, timeline: Timeline | None = N
     Args:
         result: what to report.
         out_dir: made if missing; files of an earlier report in it are replaced, other files are left alone.
-        timeline: written as a Perfetto trace if given; an earlier trace goes away otherwise.
+        timeline: of the reference system; written as a Perfetto trace with arrows for its sampled tokens if given; an
+            earlier trace goes away otherwise.
 
     Returns:
         The files written, ``results.json`` last. After a failure there is no half-written file: either the old one or the new.
@@ -40,9 +41,10 @@ def write_report(result: RunResult, out_dir: Path, timeline: Timeline | None = N
     """
     files = _contents(result)
     if timeline is not None:
-        from moesim.report.trace import trace_bytes
+        from moesim.report.trace import sampled_flows, trace_bytes
 
-        files[TRACE_FILE] = trace_bytes(timeline)
+        reference = next((s for s in result.systems if s.name == result.scenario.reference.name), None)
+        files[TRACE_FILE] = trace_bytes(timeline, sampled_flows(timeline, reference.paths if reference else None))
     return _replace(Path(out_dir), files, keep_trace=False)
 
 

@@ -1,0 +1,289 @@
+"""Figures of a simulated pass rank by rank: waits, use of ports, what would make it quicker, and tokens' ways over nodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moesim.report.colours import stand_in
+from moesim.report.document import Cell, FigureBlock, Table
+from moesim.report.svg import drawing, to_svg
+from moesim.report.text import multiple, number, percent, plural, time_text
+from moesim.study.results import AlternativeRow, PathSample, PhaseDetail, RankDetail, RunResult, SystemResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+__all__ = ["node_paths", "port_use", "wait_map", "what_if", "what_if_table"]
+
+_TOKEN_COLOURS = ("s0", "s1", "s2", "s3")
+_N_BARS = 40  # more ranks than this are a line
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The pass that is known rank by rank."""
+
+    system: SystemResult
+    detail: PhaseDetail
+    ranks: RankDetail
+
+
+def wait_map(result: RunResult) -> FigureBlock | None:
+    """Heat map of waiting by rank and layer, with each rank's sum beside it."""
+    seen = _seen(result)
+    if seen is None:
+        return None
+    ranks, per_row = seen.ranks, seen.ranks.n_ranks_per_row
+    waits = np.array(ranks.wait_s)
+    height = min(6.4, max(2.6, 1.5 + 0.11 * len(waits)))
+    key, title = "fig-waits", f"Who waits where: {seen.system.name}, rank × layer"
+    with drawing(height, 2, width_ratios=[5, 1.5], sharey=True) as (figure, (heat, side)):
+        top = max(1e-9, float(np.percentile(waits, 99.5))) * 1e6
+        last = ranks.n_ranks - 0.5
+        extent = (ranks.layers[0] - 0.5, ranks.layers[-1] + 0.5, last, -0.5)
+        image = heat.imshow(waits * 1e6, aspect="auto", interpolation="none", vmin=0, vmax=top, extent=extent)
+        heat.set_xlabel("layer")
+        heat.set_ylabel("rank")
+        _whole_numbers(heat.yaxis)
+        heat.set_title("Waiting (µs)")
+        heat.grid(visible=False)
+        for border in range(result.scale_up_domain_size, ranks.n_ranks, result.scale_up_domain_size):
+            if ranks.n_ranks // result.scale_up_domain_size <= 32:
+                heat.axhline(border - 0.5, color=stand_in("paper"), linewidth=1.0)
+        figure.colorbar(image, ax=heat, location="bottom", shrink=0.5, aspect=40, pad=0.01, label="µs per layer")
+        middles = np.minimum((np.arange(len(waits)) + 0.5) * per_row, ranks.n_ranks) - 0.5
+        side.plot(
+            waits.sum(axis=1) * 1e3, middles, color=stand_in("s5"), linewidth=1.4, marker="." if len(waits) < 65 else ""
+        )
+        side.set_xlim(left=0)
+        side.set_title("Sum (ms)")
+        side.tick_params(labelleft=False)
+        alt = _wait_alt(seen)
+        svg = to_svg(figure, key, title, alt)
+    averaged = f" A row is the mean of {per_row} neighbouring ranks." if per_row > 1 else ""
+    borders = " Lines part scale-up domains." if ranks.n_ranks > result.scale_up_domain_size else ""
+    return FigureBlock(
+        "waits", title, alt, svg,
+        f"One {seen.detail.phase} pass. A rank that waits little in a layer is one that others wait for: it has more tokens "
+        f"or more experts to read.{borders}{averaged}",
+    )  # fmt: skip
+
+
+def port_use(result: RunResult) -> FigureBlock | None:
+    """How much of the pass each rank's port sends and receives, and its engine computes."""
+    seen = _seen(result)
+    if seen is None:
+        return None
+    ranks = seen.ranks
+    first = np.arange(len(ranks.out_port_frac)) * ranks.n_ranks_per_row
+    key, title = "fig-ports", f"How much ports and engines are in use: {seen.system.name}"
+    with drawing(3.4, 2, width_ratios=[3, 2]) as (figure, (ports, engine)):
+        _ports(ports, ranks, first)
+        engine.plot(
+            first, [100 * f for f in ranks.engine_frac], color=stand_in("s5"), marker="." if len(first) < 65 else ""
+        )
+        engine.set_ylim(0, 105)
+        engine.set_title("Compute engine (% of the pass)")
+        for axes in (ports, engine):
+            axes.set_xlabel("rank")
+            _whole_numbers(axes.xaxis)
+        alt = _port_alt(ranks)
+        svg = to_svg(figure, key, title, alt)
+    return FigureBlock(
+        "ports", title, alt, svg,
+        "A port is in use while its bytes move; latencies and waiting are not in it. Low bars with much exposed communication "
+        "mean that latency, not bandwidth, is what costs.",
+    )  # fmt: skip
+
+
+def what_if(result: RunResult) -> FigureBlock | None:
+    """Bars of the pass with one thing changed at a time."""
+    found = _alternatives(result)
+    if found is None:
+        return None
+    system, detail = found
+    rows = detail.what_if
+    key, title = "fig-what-if", f"What if: one {detail.phase} pass of {system.name}"
+    with drawing(0.9 + 0.42 * len(rows)) as (figure, (axes,)):
+        for y, row in enumerate(rows):
+            colour = stand_in("s5" if y == 0 else "good" if row.time_s < rows[0].time_s else "alarm")
+            work_s = max(0.0, row.time_s - row.exposed_comm_s)
+            axes.barh(y, work_s * 1e3, color=colour, height=0.58)
+            axes.barh(y, row.exposed_comm_s * 1e3, left=work_s * 1e3, color=colour, height=0.58, alpha=0.45)
+            text = time_text(row.time_s) + ("" if y == 0 else f"  {_change(rows[0], row)}")
+            axes.annotate(text, (row.time_s * 1e3, y), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(0, max(row.time_s for row in rows) * 1.2e3)
+        axes.grid(visible=False, axis="y")
+        axes.set_title("Time of the pass (ms)")
+        alt = "; ".join(f"{row.name} {time_text(row.time_s)} ({_change(rows[0], row)})" for row in rows[1:])
+        alt = f"As it is {time_text(rows[0].time_s)}; {alt}."
+        svg = to_svg(figure, key, title, alt)
+    return FigureBlock(
+        "what-if", title, alt, svg,
+        "Each bar is the same pass simulated again with one thing changed. The pale part is time in which the mean rank "
+        "computes nothing: communication that nothing hides, and waiting.",
+    )  # fmt: skip
+
+
+def what_if_table(result: RunResult) -> Table | None:
+    """The same in numbers, with what each change means."""
+    found = _alternatives(result)
+    if found is None:
+        return None
+    system, detail = found
+    rows = tuple(
+        (
+            Cell(row.name), Cell(number(row.time_s * 1e3)), Cell("" if i == 0 else _change(detail.what_if[0], row)),
+            Cell(multiple(row.speedup)), Cell(number(row.exposed_comm_s * 1e3)), Cell(_ms(row.hidden_comm_s)),
+            Cell(_ms(row.wait_s)), Cell(row.note),
+        )
+        for i, row in enumerate(detail.what_if)
+    )  # fmt: skip
+    headings = (
+        "Change",
+        "Time (ms)",
+        "Against as it is",
+        "Speed-up",
+        "Exposed (ms)",
+        "Hidden (ms)",
+        "Waits (ms)",
+        "Note",
+    )
+    return Table(
+        "what-if", f"{system.name}, {detail.phase}, {plural(detail.concurrency, 'request')} in flight",
+        headings, (False, *(True,) * 6, False), rows,
+        "Exposed, hidden and waits are means per rank. Simulated; as well founded as the operators below.",
+    )  # fmt: skip
+
+
+def node_paths(result: RunResult) -> FigureBlock | None:
+    """Which scale-up domains a few tokens visit in each layer."""
+    system = next((s for s in result.systems if s.name == result.scenario.reference.name), None)
+    sample = system.paths if system is not None else None
+    size = result.scale_up_domain_size
+    if system is None or sample is None or not sample.home_ranks or system.n_ranks_per_instance <= size:
+        return None
+    visits = _domains(sample, size)
+    n_domains = -(-system.n_ranks_per_instance // size)
+    n_shown, n_layers = min(len(_TOKEN_COLOURS), len(visits)), len(sample.layers)
+    each = min(2.0, max(0.62, 0.35 + 0.14 * n_domains))
+    key, title = "fig-node-paths", f"The way of {plural(n_shown, 'token')} over {n_domains} nodes: {system.name}"
+    with drawing(0.9 + each * n_shown, 1, n_shown, sharex=True) as (figure, panels):
+        for token, axes in enumerate(panels):
+            home = sample.home_ranks[token] // size
+            _draw_visits(axes, visits[token], home, token)
+            axes.set_ylim(n_domains - 0.5, -0.5)
+            axes.set_yticks(range(n_domains) if n_domains <= 4 else [0, n_domains - 1])
+            axes.set_ylabel("node")
+            axes.set_title(f"token {token + 1}, at home on node {home}", fontsize=9)
+        step = max(1, -(-n_layers // 12))
+        panels[-1].set_xticks(range(0, n_layers, step), [str(sample.layers[i]) for i in range(0, n_layers, step)])
+        panels[-1].set_xlim(-0.7, n_layers - 0.3)
+        panels[-1].set_xlabel("MoE layer")
+        alt = _node_alt(sample, visits, size)
+        svg = to_svg(figure, key, title, alt)
+    return FigureBlock(
+        "node-paths", title, alt, svg,
+        "A node here is a scale-up domain. The line is the token's home, where attention runs; in each layer copies go to the "
+        f"nodes of its experts (dots: the larger, the more of its experts lie there) and results come back. {alt}",
+    )  # fmt: skip
+
+
+def _seen(result: RunResult) -> _Seen | None:
+    return next((_Seen(s, d, d.ranks) for s in result.systems for d in s.details if d.ranks is not None), None)
+
+
+def _alternatives(result: RunResult) -> tuple[SystemResult, PhaseDetail] | None:
+    return next(((s, d) for s in result.systems for d in s.details if len(d.what_if) > 1), None)
+
+
+def _ports(axes: Axes, ranks: RankDetail, first: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
+    out, into = (np.array(f) * 100 for f in (ranks.out_port_frac, ranks.in_port_frac))
+    if len(first) <= _N_BARS:
+        width = 0.38 * ranks.n_ranks_per_row
+        axes.bar(first - width / 2, out, width=width, color=stand_in("s0"), label="out")
+        axes.bar(first + width / 2, into, width=width, color=stand_in("s1"), label="in")
+    else:
+        axes.plot(first, out, color=stand_in("s0"), linewidth=1.2, label="out")
+        axes.plot(first, into, color=stand_in("s1"), linewidth=1.2, linestyle="--", label="in")
+    axes.set_ylim(0, max(1e-3, float(max(out.max(), into.max()))) * 1.25)
+    axes.set_title("Ports (% of the pass)")
+    axes.legend(loc="upper right", ncols=2)
+
+
+def _whole_numbers(axis: Axis) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _change(base: AlternativeRow, row: AlternativeRow) -> str:
+    change = row.time_s / base.time_s - 1.0
+    return "no change" if abs(change) < 5e-4 else f"{'+' if change > 0 else '−'}{abs(change):.1%}"
+
+
+def _ms(seconds: float) -> str:
+    return "0" if seconds < 5e-10 else number(seconds * 1e3)
+
+
+def _domains(sample: PathSample, size: int) -> list[list[Counter[int]]]:
+    """For each token and layer, how many of its experts lie in each domain."""
+    spread = sample.n_devices_per_expert
+    return [[Counter(rank * spread // size for rank in layer) for layer in token] for token in sample.ranks]
+
+
+def _draw_visits(axes: Axes, layers: list[Counter[int]], home: int, token: int) -> None:
+    colour = stand_in(_TOKEN_COLOURS[token])
+    axes.axhline(home, color=colour, linewidth=1.6)
+    spans = [(x, min(home, *seen), max(home, *seen)) for x, seen in enumerate(layers)]
+    away = [(x, low, high) for x, low, high in spans if high > low]
+    axes.vlines(
+        [x for x, _, _ in away],
+        [lo for _, lo, _ in away],
+        [hi for _, _, hi in away],
+        color=colour,
+        linewidth=0.7,
+        alpha=0.6,
+    )
+    dots = [(x, domain, n) for x, seen in enumerate(layers) for domain, n in sorted(seen.items())]
+    for count in sorted({n for _, _, n in dots}):  # a marker per size is drawn once and used often
+        at = [(x, domain) for x, domain, n in dots if n == count]
+        axes.plot(
+            [x for x, _ in at], [d for _, d in at], "o", color=colour, markersize=2.0 * count**0.5, markeredgewidth=0
+        )
+    axes.grid(visible=False, axis="x")
+
+
+def _wait_alt(seen: _Seen) -> str:
+    waits = np.array(seen.ranks.wait_s)
+    sums, per_layer = waits.sum(axis=1), waits.mean(axis=0)
+    step = seen.ranks.n_ranks_per_row
+    return (
+        f"{seen.ranks.n_ranks} ranks by {len(seen.ranks.layers)} layers. Rank {int(sums.argmax()) * step} waits longest, "
+        f"{time_text(float(sums.max()))} in all, rank {int(sums.argmin()) * step} shortest, {time_text(float(sums.min()))}; "
+        f"most is waited in layer {seen.ranks.layers[int(per_layer.argmax())]}, {time_text(float(per_layer.max()))} on average."
+    )
+
+
+def _port_alt(ranks: RankDetail) -> str:
+    parts = []
+    for name, used in (("send", ranks.out_port_frac), ("receive", ranks.in_port_frac)):
+        parts.append(f"ports {name} {min(used):.1%} to {max(used):.1%} of the pass")
+    engine = ranks.engine_frac
+    return f"{'; '.join(parts)}; engines compute {percent(min(engine))} to {percent(max(engine))} of it.".capitalize()
+
+
+def _node_alt(sample: PathSample, visits: list[list[Counter[int]]], size: int) -> str:
+    homes = [rank // size for rank in sample.home_ranks]
+    layers = [(home, seen) for home, token in zip(homes, visits, strict=True) for seen in token]
+    n_visited = sum(len(seen) for _, seen in layers) / len(layers)
+    n_away = sum(n for home, seen in layers for domain, n in seen.items() if domain != home)
+    share = n_away / sum(sum(seen.values()) for _, seen in layers)
+    return f"A layer's experts lie on {number(n_visited, 2)} nodes on average, {share:.0%} of them away from the token's home."
