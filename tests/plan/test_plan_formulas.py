@@ -10,12 +10,12 @@ from moesim.study.plan.formulas import PrefillTimes, busy_limit, colocated, pool
 from moesim.study.plan.options import front
 
 
-def times(alone=0.1, together=0.1, share=0.1, dp=1, chunks=1, per_pass=1, chunk=1024):
-    return PrefillTimes(alone, together, share, dp, chunks, per_pass, chunk)
+def times(alone=0.1, together=0.1, share=0.1, dp=1, pp=1, chunks=1, per_pass=1, chunk=1024):
+    return PrefillTimes(alone, together, share, dp, pp, chunks, per_pass, chunk)
 
 
 def test_one_sequence_alone_waits_for_nobody():
-    served = colocated(0.02, 0.02, 1.0, 1, times(), 100)
+    served = colocated(0.02, 0.02, 1.0, times(), 100)
     assert served.tpot_s == pytest.approx(0.02)
     assert served.queue_s == pytest.approx(0.0)
     assert served.ttft_s == pytest.approx(0.1)
@@ -25,22 +25,22 @@ def test_one_sequence_alone_waits_for_nobody():
 
 def test_tpot_by_hand_where_passes_are_full():
     # 10 sequences, 10 outputs: one prompt per round, so each round prefills, and others do so 9 times in 10
-    served = colocated(0.02, 0.02, 10.0, 1, times(), 10)
+    served = colocated(0.02, 0.02, 10.0, times(), 10)
     assert served.tpot_s == pytest.approx(0.02 + 9 / 10 * 0.1)
     assert served.requests_per_s == pytest.approx(10 / (10 * (0.02 + 0.1)))
 
 
 def test_ranks_in_step_wait_for_one_prefill():
-    lone = colocated(0.02, 0.02, 1.0, 1, times(), 100)
+    lone = colocated(0.02, 0.02, 1.0, times(), 100)
     # 16 ranks with one sequence each: a prefill somewhere in 1 - exp(-0.16) of rounds, and all wait for it
-    ranks = colocated(0.02, 0.02, 1.0, 1, times(share=0.1 / 16, dp=16), 100)
+    ranks = colocated(0.02, 0.02, 1.0, times(share=0.1 / 16, dp=16), 100)
     assert ranks.tpot_s == pytest.approx(0.02 + (1 - math.exp(-0.16 * 15 / 16)) * 0.1)
     assert ranks.tpot_s > lone.tpot_s * 1.5
 
 
 def test_decode_rides_along_with_prefill():
-    apart = colocated(0.02, 0.02, 64.0, 1, times(), 100).tpot_s
-    shared = colocated(0.02, 0.005, 64.0, 1, times(), 100).tpot_s
+    apart = colocated(0.02, 0.02, 64.0, times(), 100).tpot_s
+    shared = colocated(0.02, 0.005, 64.0, times(), 100).tpot_s
     assert 0.02 < shared < apart
 
 
@@ -50,9 +50,24 @@ def test_a_prefill_pool_is_an_m_d_1_queue():
     assert wait == pytest.approx(0.5 / (2 * 0.5) * 0.1)
 
 
+def test_the_fullest_of_ranks_by_sampling():
+    rng = np.random.default_rng(0)
+    for mean, dp, cap in ((0.05, 8, 1), (0.7, 4, 8), (1.5, 16, 4)):
+        drawn = np.minimum(rng.poisson(mean, (40_000, dp)).max(axis=1), cap).mean()
+        assert float(times(dp=dp, per_pass=cap).most_on_a_rank(np.asarray(mean))) == pytest.approx(drawn, rel=0.03)
+
+
+def test_prefill_in_step_is_slower_than_one_prompt_and_no_slower_than_full():
+    prefill = times(alone=0.1, together=0.2, share=0.4 / 16, dp=8, per_pass=2)
+    idle, busy = pool_ttft(1e-6, prefill), pool_ttft(0.95 / (0.4 / 16), prefill)
+    assert idle[1] == pytest.approx(0.1, rel=0.01)
+    assert idle[0] < 0.001
+    assert 0.2 < busy[1] <= 0.4 * 1.01
+
+
 def test_busy_limit_meets_the_goal_and_no_more():
     prefill = PrefillTimes(
-        np.array([0.1, 0.3]), np.array([0.1, 0.3]), np.array([0.1, 0.3]), np.array([1.0, 1.0]), 1, 1, 1024
+        np.array([0.1, 0.3]), np.array([0.1, 0.3]), np.array([0.1, 0.3]), np.array([1.0, 1.0]), 1, 1, 1, 1024
     )
     limit = busy_limit(0.2, 0.0, 0.9, prefill)
     assert limit[1] == 0.0
@@ -65,7 +80,7 @@ def test_busy_limit_meets_the_goal_and_no_more():
 @given(st.floats(1e-3, 0.1), st.floats(0.0, 1.0), st.integers(1, 512), st.integers(1, 64), st.integers(1, 2000))
 def test_more_sequences_never_speed_a_user_up(decode_s, attention, k, dp, output):
     prefill = times(share=0.1 / dp, dp=dp)
-    a, b = (colocated(decode_s, attention * decode_s, float(n), 1, prefill, output) for n in (k, k + 1))
+    a, b = (colocated(decode_s, attention * decode_s, float(n), prefill, output) for n in (k, k + 1))
     assert b.tpot_s >= a.tpot_s * (1 - 1e-9)
     assert a.ttft_s >= prefill.alone_s
     assert a.requests_per_s > 0

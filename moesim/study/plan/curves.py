@@ -57,7 +57,7 @@ class Curve:
         )
         share = full * uneven_stages(self.n_layers, pp_size) / (self.n_per_pass * self.stage.dp_size * pp_size)
         return PrefillTimes(
-            alone, together, share, self.stage.dp_size, self.n_chunks, self.n_per_pass, self.chunk_tokens
+            alone, together, share, self.stage.dp_size, pp_size, self.n_chunks, self.n_per_pass, self.chunk_tokens
         )
 
 

@@ -58,9 +58,7 @@ def explain(ground: Ground, d: Deployment) -> PlanPoint:
     prefill = _prefill(ground, d.prefill or d.parallel)
     transfer_s = 0.0
     if d.prefill is None:
-        served = colocated(
-            pass_s, _attention(step), float(d.per_rank), d.parallel.pp_size, prefill.times, spec.output_tokens
-        )
+        served = colocated(pass_s, _attention(step), float(d.per_rank), prefill.times, spec.output_tokens)
         tpot, ttft, queue = float(served.tpot_s), float(served.ttft_s), float(served.queue_s)
         rate = float(served.requests_per_s) * d.n_main
         round_s = d.batch / (float(served.requests_per_s) * spec.output_tokens)
@@ -119,7 +117,7 @@ def _prefill(ground: Ground, parallel: ParallelSpec) -> _Prefill:
     uneven = uneven_stages(len(ground.model.layers), parallel.pp_size)
     share = seconds[2] * uneven / (per_pass * parallel.dp_size * parallel.pp_size)
     chunk = min(ground.spec.input_tokens, ground.spec.max_pass_tokens)
-    times = PrefillTimes(seconds[0], seconds[1], share, parallel.dp_size, n_chunks, per_pass, chunk)
+    times = PrefillTimes(seconds[0], seconds[1], share, parallel.dp_size, parallel.pp_size, n_chunks, per_pass, chunk)
     return _Prefill(alone[-1], times, full)
 
 

@@ -70,7 +70,7 @@ def in_place(splits: Sequence[Split], curves: Mapping[ParallelSpec, Curve], spec
         k = np.arange(1, split.max_per_rank + 1)
         decode_s = np.interp(k, curve.per_rank, curve.decode(pp))
         attention_s = np.interp(k, curve.per_rank, curve.attention_s)
-        served = colocated(decode_s, attention_s, k.astype(float), pp, curve.prefill(pp), spec.output_tokens)
+        served = colocated(decode_s, attention_s, k.astype(float), curve.prefill(pp), spec.output_tokens)
         one, n = np.ones(len(k), dtype=np.int64), split.parallel.n_ranks
         parts.append(
             Options(one * i, k, one, one * NONE, one * 0, one * n, served.tpot_s, served.ttft_s, served.requests_per_s)
@@ -144,6 +144,7 @@ class _Prefillers:
             t.round_s[which],
             t.share_s[which],
             t.dp_size[which],
+            t.pp_size[which],
             t.n_chunks,
             t.n_per_pass,
             t.chunk_tokens,
@@ -175,11 +176,11 @@ def _prefillers(splits: Sequence[Split], curves: Mapping[ParallelSpec, Curve]) -
     """Prefill instances; of equal ranks only those that none beats in latency and rate."""
     n_ranks = np.asarray([s.parallel.n_ranks for s in splits], dtype=np.int64)
     each = [curves[s.stage].prefill(s.parallel.pp_size) for s in splits]
-    alone, together, share, dp = (
+    alone, together, share, dp, pp = (
         np.asarray([getattr(t, name) for t in each], dtype=float)
-        for name in ("alone_s", "round_s", "share_s", "dp_size")
+        for name in ("alone_s", "round_s", "share_s", "dp_size", "pp_size")
     )
-    times = PrefillTimes(alone, together, share, dp, each[0].n_chunks, each[0].n_per_pass, each[0].chunk_tokens)
+    times = PrefillTimes(alone, together, share, dp, pp, each[0].n_chunks, each[0].n_per_pass, each[0].chunk_tokens)
     everyone = _Prefillers(np.arange(len(splits)), n_ranks, times)
     return everyone.pick(_unbeaten(n_ranks, 1.0 / alone, 1.0 / share))
 

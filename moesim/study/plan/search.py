@@ -161,13 +161,18 @@ def _spread(at: NDArray[np.intp], o: Options) -> NDArray[np.intp]:
 
 
 def _within_goals(found: Found, deployment: Deployment) -> PlanPoint | None:
-    """The deployment explained, its batch lowered a little where interpolation between batches was too hopeful."""
-    step = 1
-    while True:
-        point = explain(found.ground, deployment)
-        if point.meets_goals:
-            return point
-        if deployment.per_rank - step < 1 or step > 64:
+    """The deployment explained, its batch lowered as far as needed where interpolation between batches was too hopeful."""
+    point = explain(found.ground, deployment)
+    fails, step = deployment.per_rank, 1
+    while not point.meets_goals:
+        fails, lower = point.main.batch // (deployment.batch // deployment.per_rank), deployment.per_rank - step
+        if lower < 1 or step > 64:
             return None
-        deployment = replace(deployment, per_rank=deployment.per_rank - step)
+        point = explain(found.ground, replace(deployment, per_rank=lower))
         step *= 2
+    meets = point.main.batch // (deployment.batch // deployment.per_rank)
+    while fails - meets > max(1, meets // 50):
+        middle = (meets + fails) // 2
+        tried = explain(found.ground, replace(deployment, per_rank=middle))
+        point, meets, fails = (tried, middle, fails) if tried.meets_goals else (point, meets, middle)
+    return point
