@@ -15,7 +15,7 @@ from moesim.study.sweep import run_sweep
 from moesim.study.sweep.findings import best_case, effects, front, swings
 
 AXES = [
-    {"path": "model.n_routed_experts", "values": [64, 128, 256, 512]}, {"path": "model.num_experts_per_tok", "values": [1, 4, 8]},
+    {"path": "model.n_routed_experts", "values": [64, 128, 256, 1024]}, {"path": "model.num_experts_per_tok", "values": [1, 4, 8]},
     {"path": "workload.concurrency", "values": [16, 256, 4096]},
 ]  # fmt: skip
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -118,7 +118,6 @@ _PROBE = """<script>
   found.link = link.href; found.name = link.download;
   document.querySelector("#rows th .sort").click();
   found.first = document.querySelector("#rows tbody td").textContent;
-  fetch === undefined;
   found.errors = errors;
   var out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found); document.body.append(out);
 })();

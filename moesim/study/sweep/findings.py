@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
+from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import SweepEngine
 from moesim.study.flips import crossings
 from moesim.study.sweep.axes import Column
@@ -143,9 +144,9 @@ def swings(result: SweepResult, case: int) -> list[Swing]:
     Empty for simulated sweeps and for systems that the closed form over arrays cannot answer.
     """
     plan = result.plan
-    if plan.engine is not SweepEngine.ANALYTIC or result.spec.report.objective.startswith(
-        ("loss", "usd_ratio", "tpot_ratio")
-    ):
+    if plan.engine is not SweepEngine.ANALYTIC or isinstance(plan.base, ServeScenarioSpec):
+        return []
+    if result.spec.report.objective.startswith(("loss", "usd_ratio", "tpot_ratio")):
         return []
     paths = {read_path(c.path, plan.base, plan.system): c.of(case) for c in plan.columns}
     variant = variant_of(plan.base, {p: v for p, v in paths.items() if not p.is_number})

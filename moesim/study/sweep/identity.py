@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,7 @@ def case_ids(
     return found
 
 
+@lru_cache(maxsize=1)
 def shipped_calibrations() -> str:
     """Names of all calibrations and their hashes, for a run whose engine looks them up itself."""
     names = calibration_names()

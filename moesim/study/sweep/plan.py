@@ -11,17 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
-from moesim.specs.catalog import path_of
+from moesim.specs.catalog import load_hardware, path_of
 from moesim.specs.load import line_of, read_yaml, validate
 from moesim.specs.scenario import ScenarioSpec
+from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import ConstraintKind, SweepEngine, SweepSpec
+from moesim.study.resolve import resolve_model
 from moesim.study.run import load_scenario
 from moesim.study.sweep.axes import Column, expand
 from moesim.study.sweep.constraints import resolve
 from moesim.study.sweep.group import Rules, is_quick, system_parts
-from moesim.study.sweep.identity import calibration_identity, canonical, case_ids, fingerprint, group_key
+from moesim.study.sweep.identity import (
+    calibration_identity,
+    canonical,
+    case_ids,
+    fingerprint,
+    group_key,
+    shipped_calibrations,
+)
 from moesim.study.sweep.laws import LAWS
 from moesim.study.sweep.paths import Path, Variant, read_path, system_of, variant_of, workload_numbers
+from moesim.study.sweep.serving import read_serve_path, serve_base, serve_variant
 
 __all__ = ["Group", "Plan", "Task", "load_sweep", "make_plan"]
 
@@ -44,7 +54,7 @@ class Task:
 
     index: int
     engine: SweepEngine
-    base: ScenarioSpec
+    base: ScenarioSpec | ServeScenarioSpec
     system: int
     against: int | None
     rules: Rules
@@ -63,7 +73,7 @@ class Plan:
 
     spec: SweepSpec
     engine: SweepEngine
-    base: ScenarioSpec
+    base: ScenarioSpec | ServeScenarioSpec
     system: int
     against: int | None
     columns: tuple[Column, ...]
@@ -134,6 +144,8 @@ def base_scenario(spec: SweepSpec, file: File | None) -> ScenarioSpec:
 
 
 def _make_plan(spec: SweepSpec, engine: SweepEngine, file: File | None) -> Plan:
+    if engine is SweepEngine.SERVING:
+        return _served_plan(spec, file)
     base = base_scenario(spec, file)
     system = system_of(base, spec.system)
     against = None if spec.against is None else system_of(base, spec.against)
@@ -148,6 +160,20 @@ def _make_plan(spec: SweepSpec, engine: SweepEngine, file: File | None) -> Plan:
     rules = Rules(targets, None if spec.law is None else spec.law.name, spec.seed)
     _check_values(base, columns, paths, system, against)
     return _laid_out(Plan(spec, engine, base, system, against, columns, (), ()), paths, rules)
+
+
+def _served_plan(spec: SweepSpec, file: File | None) -> Plan:
+    base = serve_base(spec, file)
+    columns = expand(spec.axes)
+    paths = [read_serve_path(column.path) for column in columns]
+    for column in columns:
+        for code in range(len(column.values)):
+            case = int(np.flatnonzero(column.codes == code)[0])
+            try:
+                serve_variant(base, {p: c.of(case) for c, p in zip(columns, paths, strict=True)})
+            except ValueError:
+                continue
+    return _laid_out(Plan(spec, SweepEngine.SERVING, base, 0, None, columns, (), ()), paths, Rules(seed=spec.seed))
 
 
 def _check_law(spec: SweepSpec, paths: Sequence[Path]) -> None:
@@ -236,6 +262,12 @@ def _identify(plan: Plan, rules: Rules, settings: Mapping[Path, Any]) -> tuple[A
         "settings": {_name(path): value for path, value in settings.items()},
     }  # fmt: skip
     bad, quick = None, plan.engine is SweepEngine.ANALYTIC
+    if isinstance(plan.base, ServeScenarioSpec):
+        try:
+            parts["inputs"] = _served_inputs(serve_variant(plan.base, settings))
+        except (ValueError, InputError) as error:
+            bad = str(error)
+        return group_key(parts), bad, False
     try:
         variant = variant_of(plan.base, settings)
         for i in (plan.system, plan.against):
@@ -252,6 +284,11 @@ def _identify(plan: Plan, rules: Rules, settings: Mapping[Path, Any]) -> tuple[A
     return group_key(parts), bad, quick
 
 
+def _served_inputs(variant: ServeScenarioSpec) -> list[str]:
+    hardware = load_hardware(variant.hardware, variant.n_devices)
+    return [fingerprint(hardware), fingerprint(resolve_model(variant.system)), shipped_calibrations()]
+
+
 class _Packer:
     """Fills tasks; what goes into one depends on the sweep alone, so that a resumed run meets the same tasks."""
 
@@ -263,7 +300,7 @@ class _Packer:
 
     def add(self, group: Group, numbers: Mapping[Path, NDArray[np.float64]], ids: Sequence[str], quick: bool) -> None:
         """One chunk."""
-        most, n = (TASK_CASES if quick else SLOW_CASES), len(ids)
+        most, n = (TASK_CASES if quick else 1 if self.plan.engine is SweepEngine.SERVING else SLOW_CASES), len(ids)
         if self.ids and (len(self.ids) + n > most or len(self.groups) >= TASK_GROUPS):
             self.close()
         self.groups.append((group, numbers))

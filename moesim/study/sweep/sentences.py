@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import Question
 from moesim.study.sweep.axes import Column
 from moesim.study.sweep.findings import Effect, Swing, best_case, crossing_lines
@@ -128,7 +129,8 @@ def _band(result: SweepResult, best: int) -> str:
     light = others[int(np.nanargmin(memory[others]))] if np.isfinite(memory[others]).any() else others[0]
     if memory[light] < 0.98 * memory[best]:
         saved = (memory[best] - memory[light]) / 1e9
-        return f"{text}: choose among them by other needs, such as {_shape(result, int(light))}, which takes {saved:.1f} GB per rank less."
+        lighter = f"{_shape(result, int(light))}, which takes {saved:.1f} GB per rank less"
+        return f"{text}: choose among them by other needs, such as {lighter}."
     return f"{text}: choose among them by other needs, such as {_shape(result, int(others[0]))}."
 
 
@@ -154,6 +156,8 @@ def _first(result: SweepResult, found: Sequence[Effect], moved: Sequence[Swing])
 
 def _systems(result: SweepResult) -> tuple[str, str]:
     plan = result.plan
+    if isinstance(plan.base, ServeScenarioSpec):
+        return plan.base.system.name, "the other"
     other = plan.base.systems[plan.against].name if plan.against is not None else "the other"
     return plan.base.systems[plan.system].name, other
 
@@ -247,10 +251,12 @@ def _served(result: SweepResult) -> str:
     if best is None or near is None:
         return "Nothing can be served."
     where = f"At {budget:.0e} FLOP s" if budget is not None else "S"
-    text = f"{where}erving the design of least loss ({_shape(result, best)}) costs ${number_text(float(usd[best]))} per million output tokens; "
+    text = f"{where}erving the design of least loss ({_shape(result, best)}) costs ${number_text(float(usd[best]))} per million "
+    text += "output tokens; "
     if near == best:
         return f"{text}nothing within {ENOUGH:.0%} of its loss is cheaper to serve, so take it."
-    cheaper = f"{_shape(result, near)} (loss {loss[near]:.3f}) costs ${number_text(float(usd[near]))}, {1 - usd[near] / usd[best]:.0%} less"
+    cheaper = f"{_shape(result, near)} (loss {loss[near]:.3f}) costs ${number_text(float(usd[near]))}"
+    cheaper += f", {1 - usd[near] / usd[best]:.0%} less"
     return f"{text}giving up at most {ENOUGH:.0%} of loss, {cheaper}."
 
 

@@ -12,12 +12,14 @@ from moesim.cost import CalibratedOps
 from moesim.errors import InputError
 from moesim.specs.hardware import Hardware
 from moesim.specs.scenario import Engine
+from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import SweepEngine
 from moesim.study.points import measure_point
 from moesim.study.sweep.group import NUMBERS, GroupCases, answer, answer_all, is_quick, system_parts
 from moesim.study.sweep.links import scaled_cost
 from moesim.study.sweep.paths import variant_of
 from moesim.study.sweep.plan import Group, Task, numbers_of
+from moesim.study.sweep.serving import serve_columns, serve_variant
 from moesim.study.sweep.shapes import changed_model
 from moesim.study.systems import build_system
 
@@ -62,10 +64,13 @@ def _rounded(values: NDArray[Any]) -> NDArray[Any]:
 
 def _groups(task: Task) -> list[Columns]:
     """Columns of every group; those that arrays can answer go together."""
+    base = task.base
+    if isinstance(base, ServeScenarioSpec):
+        return [_served(base, group, task.rules.seed) for group, _ in task.groups]
     wanted: list[tuple[int, GroupCases]] = []
     for i, (group, numbers) in enumerate(task.groups):
         if group.bad is None:
-            variant = variant_of(task.base, group.settings)
+            variant = variant_of(base, group.settings)
             for system in (task.system, task.against):
                 if system is not None:
                     n = len(group.rows)
@@ -76,6 +81,14 @@ def _groups(task: Task) -> list[Columns]:
     for (i, cases), q in zip(wanted, quick, strict=True):
         found.setdefault(i, []).append(next(together) if q else _one_by_one(task, cases))
     return [_joined(task, group, found.get(i)) for i, (group, _) in enumerate(task.groups)]
+
+
+def _served(base: ServeScenarioSpec, group: Group, seed: int) -> Columns:
+    """Equal settings would give equal answers, so one run stands for all rows of a group."""
+    if group.bad is not None:
+        return _nothing(len(group.rows), "invalid configuration", group.bad, False)
+    one = serve_columns(serve_variant(base, group.settings), seed)
+    return {name: np.repeat(values, len(group.rows)) for name, values in one.items()}
 
 
 def _joined(task: Task, group: Group, answers: list[Columns] | None) -> Columns:
