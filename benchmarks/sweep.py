@@ -2,8 +2,8 @@
 
     python benchmarks/sweep.py [--jobs N] [--quick]
 
-Prints one row per mix: cases, cases per second end to end (planning, identities and gathering included), the target, and the ratio
-to `measure_point` on systems built for each case, timed in the same run.
+Prints one row per mix: cases, cases per second end to end (planning, identities and gathering included), the target, and the
+ratio to `measure_point` on systems built for each case, timed in the same run.
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ def mixes(quick: bool) -> dict[str, tuple[list[dict[str, Any]], int]]:
         "numbers": ([
             {"path": "workload.concurrency", "log_range": {"start": 1, "stop": 8192, "n": n, "whole": True}},
             {"path": "workload.input_tokens", "log_range": {"start": 128, "stop": 32768, "n": n, "whole": True}},
-            {"path": "workload.output_tokens", "values": [128, 512, 2048]}, {"path": "model.num_experts_per_tok", "values": [1, 2, 4, 8]},
+            {"path": "workload.output_tokens", "values": [128, 512, 2048]},
+            {"path": "model.num_experts_per_tok", "values": [1, 2, 4, 8]},
             {"path": "model.n_routed_experts", "values": [32, 64, 128, 256, 512]},
         ], 100_000),
         "shapes": ([
             {"path": "model.n_routed_experts", "values": [32, 64, 128, 256, 512]},
             {"path": "model.num_experts_per_tok", "values": [1, 2, 4, 8, 16]},
-            {"path": "model.moe_intermediate_size", "values": [512, 1024, 2048, 4096]}, {"path": "model.n_layers", "values": [12, 24, 48, 61]},
+            {"path": "model.moe_intermediate_size", "values": [512, 1024, 2048, 4096]},
+            {"path": "model.n_layers", "values": [12, 24, 48, 61]},
             {"path": "workload.concurrency", "values": batch},
         ], 1500),
         "splits x batch": ([split, {"path": "workload.concurrency", "values": batch}], 1500),

@@ -198,7 +198,8 @@ def pareto(result: SweepResult) -> FigureBlock | None:
     parts += [circle(sx.at(xs[i]), sy.at(ys[i]), 3.0, int(i), "dim") for i in drawn if not best[i]]
     parts += [circle(sx.at(xs[i]), sy.at(ys[i]), 4.5, int(i), "top") for i in drawn if best[i]]
     n_front = int(best.sum())
-    alt = f"{n_front} of {len(known)} cases that run are beaten by none in both {column_words(names[0])} and {column_words(names[1])}."
+    both = f"{column_words(names[0])} and {column_words(names[1])}"
+    alt = f"{n_front} of {len(known)} cases that run are beaten by none in both {both}."
     left_out = (
         f" Of {len(known):,} points {len(drawn):,} are drawn, all of the front among them."
         if len(drawn) < len(known)
@@ -312,7 +313,7 @@ def bars(effects: Sequence[Effect], swings: Sequence[Swing], objective: str) -> 
     alt = "; ".join(f"{w}: {number_text(max(v for v in (a, b) if v is not None))}" for w, a, b in rows[:4])
     svg = plot("plot-bars", title, alt, WIDTH, height, parts)
     caption = (
-        "Swept axes: the best case that the axis's worst value still allows, over the best of all. Other inputs: the best case with "
-        "that input a quarter up or a fifth down, everything else as it is."
+        "Swept axes: the best case that the axis's worst value still allows, over the best of all. Other inputs: the best case "
+        "with that input a quarter up or a fifth down, everything else as it is."
     )
     return FigureBlock("sensitivity", title, alt, svg, caption)

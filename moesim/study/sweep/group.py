@@ -18,13 +18,14 @@ from moesim.cost import CalibratedOps, CostModel
 from moesim.cost.energy import IDLE_FRAC
 from moesim.errors import InputError
 from moesim.lowering import Routed, route_model
+from moesim.lowering.route import place_experts
 from moesim.memory import Outcome
 from moesim.ops import Phase
 from moesim.specs.catalog import load_hardware
 from moesim.specs.hardware import Hardware
-from moesim.specs.model import ModelSpec
+from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import Overlap, ParallelSpec
-from moesim.specs.routing import RoutingSpec
+from moesim.specs.routing import PlacementSpec, RoutingSpec
 from moesim.specs.scenario import SystemKind, SystemSpec
 from moesim.specs.sweep import ConstraintKind, SolvedBy
 from moesim.study.calibrated import calibration_for
@@ -113,8 +114,28 @@ def _routed(
     parallel: ParallelSpec, domain_size: int, seed: int,
 ) -> Routed:  # fmt: skip
     """Routers are drawn from the seed alone, so that cases that differ elsewhere see the same popularity."""
+    alike = _routers(model, experts, routing.model_copy(update={"placement": PlacementSpec()}), seed)
     changed = changed_model(_model(*model), dict(experts))
-    return route_model(changed, routing, parallel, domain_size, np.random.default_rng(seed))
+    groups = {(f.n_routed_experts, f.num_experts_per_tok): f.n_group for f in _blocks(changed)}
+    placements = {
+        key: place_experts(routing.placement, router, parallel, domain_size, groups[key])
+        for key, router in alike.routers.items()
+    }
+    return replace(alike, spec=routing, placements=placements)
+
+
+def _blocks(model: ModelSpec) -> list[MoeFfn]:
+    """MoE blocks, the last of each kind first, so that the first one's groups count where two kinds are routed alike."""
+    return [layer.ffn for layer, _ in reversed(model.layer_kinds) if isinstance(layer.ffn, MoeFfn)]
+
+
+@lru_cache(maxsize=64)
+def _routers(
+    model: tuple[str, Any, Any, tuple[tuple[str, int], ...]], experts: tuple[tuple[str, int], ...], routing: RoutingSpec, seed: int
+) -> Routed:  # fmt: skip
+    """Routers of a model, wherever its experts lie."""
+    changed = changed_model(_model(*model), dict(experts))
+    return route_model(changed, routing, ParallelSpec(), 1, np.random.default_rng(seed))
 
 
 def system_parts(variant: Variant, system: int) -> _Parts:

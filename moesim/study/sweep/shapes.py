@@ -126,17 +126,17 @@ def _divisible(model: ModelSpec, parallel: ParallelSpec) -> ModelSpec:
     """The model with experts that any split divides, so that only the rest of it is checked."""
     if not model.is_moe or parallel.n_stage_ranks % parallel.ep_size:
         return model
-    layers = []
-    for layer, _ in model.layer_groups:
+    kinds = []
+    for layer, n_layers in model.layer_kinds:
         ffn = layer.ffn
         if isinstance(ffn, MoeFfn):
             n = parallel.ep_size * (1 + parallel.redundant_experts) - parallel.redundant_experts
             ffn = ffn.model_copy(update={"n_routed_experts": max(1, n), "moe_intermediate_size": parallel.etp_size})
             layer = _with_ffn(layer, ffn)
-        layers.append(layer)
-    # depth limits pipeline stages, so it stays
-    layers += [layers[-1]] * (len(model.layers) - len(layers))
-    return fresh_model(model, layers=tuple(layers))
+        kinds.append((layer, n_layers))
+    built = fresh_model(model)
+    built.__dict__["layer_kinds"] = tuple(kinds)  # what a check looks at, besides the depth
+    return built
 
 
 def check_splits(model: ModelSpec, parallel: ParallelSpec, experts: Experts, n: int) -> list[str | None]:
