@@ -69,8 +69,8 @@ def wait_map(result: RunResult) -> FigureBlock | None:
     borders = " Lines part scale-up domains." if ranks.n_ranks > result.scale_up_domain_size else ""
     return FigureBlock(
         "waits", title, alt, svg,
-        f"One {seen.detail.phase} pass. A rank that waits little in a layer is one that others wait for: it has more tokens "
-        f"or more experts to read.{borders}{averaged}",
+        f"One {seen.detail.phase} pass. A rank that waits little in a layer tends to be one that others wait for, with more "
+        f"tokens or more experts to read.{borders}{averaged}",
     )  # fmt: skip
 
 
@@ -96,8 +96,7 @@ def port_use(result: RunResult) -> FigureBlock | None:
         svg = to_svg(figure, key, title, alt)
     return FigureBlock(
         "ports", title, alt, svg,
-        "A port is in use while its bytes move; latencies and waiting are not in it. Low bars with much exposed communication "
-        "mean that latency, not bandwidth, is what costs.",
+        "A port is in use while its bytes move. What exposed communication takes beyond that is latency and waiting.",
     )  # fmt: skip
 
 
@@ -147,9 +146,9 @@ def what_if_table(result: RunResult) -> Table | None:
         for i, row in enumerate(detail.what_if)
     )  # fmt: skip
     headings = (
-        "Change",
+        "What if",
         "Time (ms)",
-        "Against as it is",
+        "Change",
         "Speed-up",
         "Exposed (ms)",
         "Hidden (ms)",

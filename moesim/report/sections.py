@@ -217,7 +217,8 @@ def _ranks(result: RunResult, figures: Figures) -> Section | None:
         return None
     text = (
         "Every rank's pass was simulated. First what one change would bring; then who waits for whom, and how much of the pass "
-        "ports and engines are in use. The trace file beside this page holds the same pass with arrows for sampled tokens."
+        "ports and engines are in use. The trace, where one was written beside this page, "
+        "shows the same pass with arrows for sampled tokens."
     )
     return Section("ranks", "Who waits, and what would help", (Paragraph(text), *blocks))
 

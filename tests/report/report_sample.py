@@ -12,6 +12,7 @@ from moesim.specs.routing import RouterFamily, RoutingSpec
 from moesim.specs.scenario import Basis, ComparisonSpec, Engine, FlipAxis, ScenarioSpec, SystemKind, SystemSpec
 from moesim.specs.workload import WorkloadSpec
 from moesim.study.results import (
+    AlternativeRow,
     Comparison,
     ExpertLoad,
     FlipCurve,
@@ -23,6 +24,7 @@ from moesim.study.results import (
     PhaseDetail,
     Point,
     QualitySensitivity,
+    RankDetail,
     RunResult,
     SystemResult,
 )
@@ -161,7 +163,11 @@ def _point(c: int, kind: SystemKind, n: float, active: float, kv: float, per_ran
     read = n * 2.0 * (0.3 + 0.7 * _hit_frac(c)) if kind is SystemKind.MOE else active * 2.0
     if kind is SystemKind.ENSEMBLE:
         read *= min(8.0, 8 * (1 - (7 / 8) ** c))
-    step = max(read / 2 / (0.75 * BANDWIDTH), 2 * active * c / 2 / (0.6 * PEAK)) + c * 1152 * kv / 2 / (0.7 * BANDWIDTH) + 4e-4
+    step = (
+        max(read / 2 / (0.75 * BANDWIDTH), 2 * active * c / 2 / (0.6 * PEAK))
+        + c * 1152 * kv / 2 / (0.7 * BANDWIDTH)
+        + 4e-4
+    )
     ttft = 2 * active * 1024 / 2 / (0.55 * PEAK) + 3e-3
     tpot = step + ttft * c / 256 * 0.2
     rate = c / (tpot + ttft / 256)
@@ -174,7 +180,9 @@ def _point(c: int, kind: SystemKind, n: float, active: float, kv: float, per_ran
     )  # fmt: skip
 
 
-def _op(name: str, group: str, flops: float, moved: float, *, link_s: float = 0.0, hidden_s: float = 0.0) -> OperatorRow:
+def _op(
+    name: str, group: str, flops: float, moved: float, *, link_s: float = 0.0, hidden_s: float = 0.0
+) -> OperatorRow:
     compute, memory = flops / (0.6 * PEAK), moved / (0.75 * BANDWIDTH)
     bound = "link" if link_s else ("compute" if compute > memory else "memory")
     return OperatorRow(
@@ -212,7 +220,29 @@ def _operators(is_moe: bool, tokens: float, active: float, weights: float, kv_by
 
 def _decode(is_moe: bool, active: float, n: float, per_rank: float, kv: float) -> PhaseDetail:
     read = per_rank * (0.3 + 0.7 * _hit_frac(FOCUS)) if is_moe else min(per_rank, n)
-    return _detail("decode", FOCUS, 1152, _operators(is_moe, FOCUS, active, read, FOCUS * 1152 * kv / 2), is_moe)
+    detail = _detail("decode", FOCUS, 1152, _operators(is_moe, FOCUS, active, read, FOCUS * 1152 * kv / 2), is_moe)
+    return detail.model_copy(update={"ranks": _ranks(), "what_if": _what_if(detail.time_s)}) if is_moe else detail
+
+
+def _ranks(n_ranks: int = 2) -> RankDetail:
+    waits = np.random.default_rng(3).uniform(0, 40e-6, (n_ranks, N_LAYERS)).round(8)
+    return RankDetail(
+        n_ranks=n_ranks, n_ranks_per_row=1, layers=tuple(range(N_LAYERS)),
+        wait_s=tuple(tuple(float(x) for x in row) for row in waits), out_port_frac=(0.12, 0.14), in_port_frac=(0.15, 0.11),
+        engine_frac=(0.81, 0.9),
+    )  # fmt: skip
+
+
+def _what_if(time_s: float) -> tuple[AlternativeRow, ...]:
+    changes = (("as it is", "hgx_h100", 1.0), ("perfect balance", "every expert equally loaded", 1.08),
+               ("two micro-batches", "interleaved", 0.8))  # fmt: skip
+    return tuple(
+        AlternativeRow(
+            name=name, note=note, time_s=time_s / speedup, speedup=speedup, exposed_comm_s=0.2 * time_s, hidden_comm_s=0.0,
+            wait_s=0.05 * time_s,
+        )
+        for name, note, speedup in changes
+    )  # fmt: skip
 
 
 def _prefill(is_moe: bool, active: float, per_rank: float) -> PhaseDetail:
@@ -339,9 +369,18 @@ def _inputs() -> tuple[InputOrigin, ...]:
         row("device: peak compute, bf16", "989 TFLOP/s", Origin.DATASHEET, "NVIDIA H100 data sheet, SXM column, dense"),
         row("device: memory bandwidth", "3.35 TB/s", Origin.DATASHEET, "NVIDIA H100 data sheet, SXM column"),
         row("device: price", "2.99 USD/h", Origin.SECONDARY, "public list price, https://example.org/prices"),
-        row("model: Mixtral-8x7B configuration", "32 layers, 8 experts", Origin.DATASHEET, "config.json on Hugging Face"),
-        row("routing: expert popularity", "preset mixtral-8x7b", Origin.FITTED, "fitted to the loads of a published trace"),
+        row(
+            "model: Mixtral-8x7B configuration", "32 layers, 8 experts", Origin.DATASHEET, "config.json on Hugging Face"
+        ),
+        row(
+            "routing: expert popularity",
+            "preset mixtral-8x7b",
+            Origin.FITTED,
+            "fitted to the loads of a published trace",
+        ),
         row("routing: repeated experts", "0.27", Origin.PAPER, "Mixtral of Experts (2024), table 5"),
-        row("cost: grouped GEMM efficiency", "0.71 of peak", Origin.MEASURED, "profile of 2025-06, 212 shapes held out"),
+        row(
+            "cost: grouped GEMM efficiency", "0.71 of peak", Origin.MEASURED, "profile of 2025-06, 212 shapes held out"
+        ),
         row("cost: efficiency of other operators", "0.6 compute, 0.75 memory", Origin.ASSUMPTION, "stated default"),
     )
