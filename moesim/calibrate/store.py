@@ -151,11 +151,11 @@ def find_calibration(name: str) -> Calibration:
 
 
 def _files() -> dict[str, Path]:
-    """Files by ``device/stack``; ``fabrics`` are links, not a device's kernels."""
+    """Files by ``device/stack``; ``fabrics`` are links and ``stacks`` what stacks add, not a device's kernels."""
     found: dict[str, Path] = {}
     for root in (data_dir(), Path.cwd()):
         for path in (root / "hardware" / "calibrations").glob("*/*.yaml"):
-            if path.parent.name != "fabrics":
+            if path.parent.name not in ("fabrics", "stacks"):
                 found[f"{path.parent.name}/{path.stem}"] = path
     return found
 

@@ -9,6 +9,7 @@ import typer
 
 from moesim._version import __version__
 from moesim.cli.calibrate_app import calibrate_app
+from moesim.cli.validate import validate_app
 
 __all__ = ["app"]
 
@@ -18,6 +19,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.add_typer(calibrate_app, name="calibrate")
+app.add_typer(validate_app, name="validate")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32, help="Seed of every random draw.")]
@@ -168,6 +170,18 @@ def plan(
         PlanArguments(model, hardware, gpus, isl, osl, ttft_ms, tpot_ms, rate, max_pass_tokens, max_batch, headroom,
                       disaggregated, routing, weight_dtype, kv_dtype, calibration, confirm, seed, json, out)
     )  # fmt: skip
+
+
+@app.command()
+def explain(
+    row: Annotated[str, typer.Argument(help="A run's name in the table, its line number, or TABLE.csv:NAME.")],
+    table: Annotated[Path | None, typer.Option(help="CSV of serving runs (docs/validation.md).")] = None,
+    json: Json = False,
+) -> None:
+    """Explain a measured run's error: the step's operators, what queueing added, whose uncertainty dominates."""
+    from moesim.cli.validate import explain_command
+
+    explain_command(row, table, json)
 
 
 @app.command()

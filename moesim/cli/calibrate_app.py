@@ -105,3 +105,18 @@ def check(
     from moesim.cli.calibrate import check_command
 
     check_command(calibration, table, json)
+
+
+@calibrate_app.command()
+def runs(
+    tables: Annotated[list[Path], typer.Argument(help="Runs: a CSV, or results of vllm bench, bench_serving, AIPerf.")],
+    out: Annotated[Path, typer.Option(help="Where to write the stack's calibration (YAML).")],
+    name: Annotated[str | None, typer.Option(help="Name of the stack; backend_generation by default.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="column=value for what a result file does not say, such as system=h100_sxm.")
+    ] = None,
+) -> None:
+    """Fit the few parameters of your serving stack to runs you measured; errors are cross-validated."""
+    from moesim.cli.validate import runs_command
+
+    runs_command(tables, out, name, set_ or [])

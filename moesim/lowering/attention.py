@@ -38,11 +38,23 @@ def _gqa(ctx: Context, a: GqaAttention) -> list[Op]:
     n_kv = 0.0 if a.reuses_kv else kv_heads * (a.head_dim + (0 if a.k_is_v else a.v_head_dim))
     ops = [
         gemm(ctx, "qkv_proj", t, n_q + n_kv, ctx.hidden, storage, GROUP),
+        *_qk_norm(ctx, a, heads + kv_heads),
         elementwise(ctx, "rope_and_cache", t, (heads + (0 if a.reuses_kv else 2 * kv_heads)) * a.head_dim, GROUP),
     ]
     kv_row = kv_heads * (a.head_dim + a.v_head_dim)
     ops += _scores(ctx, heads, kv_heads, float(a.head_dim), float(a.v_head_dim), kv_row, a.sliding_window, is_mla=False)
     ops.append(gemm(ctx, "o_proj", t, ctx.hidden, heads * a.v_head_dim, storage, GROUP))
+    return ops
+
+
+def _qk_norm(ctx: Context, a: GqaAttention, heads: float) -> list[Op]:
+    """Norms of queries and keys; where one spans all heads (not each its own), TP ranks add up two sums of squares per token."""
+    if not a.extra_params or a.extra_params < 2 * a.head_dim:
+        return []
+    t = ctx.tokens
+    ops = [elementwise(ctx, "qk_norm", t, heads * a.head_dim, GROUP)]
+    if ctx.parallel.tp_size > 1 and a.extra_params >= (a.n_heads + a.n_kv_heads) * a.head_dim:
+        ops.append(collective(ctx, "qk_norm_all_reduce", OpKind.ALL_REDUCE, ctx.parallel.tp_size, t * 8.0))
     return ops
 
 
@@ -171,16 +183,27 @@ def _context_parallel_merge(ctx: Context, kv_bytes_per_sequence: Num, o_bytes: N
 
 
 def _linear(ctx: Context, a: LinearAttention) -> list[Op]:
-    """Projections, and a recurrence whose state is read and written once per pass (chunked in prefill)."""
+    """Projections, a short convolution, gates, and a recurrence whose state is read and written once a pass (chunked in prefill).
+
+    Projections go in and out (two kernels each way in serving stacks: large ones, and the small ones of gates); splitting, the
+    convolution, gates and the gated norm take a kernel each.
+    """
     tp, t, storage = ctx.parallel.tp_size, ctx.tokens, ctx.model.storage.attention
     state_bytes = ctx.sequences * (2.0 * a.state_elements / tp * 4.0)
     work = Work(t * (a.flops_per_token / tp), state_bytes * 0.5 + t * ctx.activation_bytes, state_bytes * 0.5)
     shape = AttentionShape(
         ctx.sequences, ctx.step.new_tokens, 0.0, a.n_heads / tp, a.n_heads / tp, 0.0, 0.0, None, False
     )
+    width = a.n_proj_params / ctx.model.hidden_size / tp
+    gates = min(2.0 * a.n_heads / tp, width / 3.0)
+    # the output projection is about a third of the weights of the variants that are run (assumption)
     return [
-        gemm(ctx, "linear_attention_proj", t, a.n_proj_params / ctx.model.hidden_size / tp, ctx.hidden, storage, GROUP),
+        gemm(ctx, "linear_attention_proj", t, width * 2.0 / 3.0 - gates, ctx.hidden, storage, GROUP),
+        gemm(ctx, "linear_attention_gates_proj", t, gates, ctx.hidden, storage, GROUP),
+        elementwise(ctx, "linear_attention_conv", t, width * 2.0 / 3.0, GROUP, n_kernels=3),
         Op("linear_attention_state", _kind(ctx), work, shape, ctx.activation, GROUP),
+        elementwise(ctx, "linear_attention_norm", t, width / 3.0, GROUP, reads=2.0),
+        gemm(ctx, "linear_attention_out", t, ctx.hidden, width / 3.0, storage, GROUP),
     ]
 
 

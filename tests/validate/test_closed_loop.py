@@ -1,0 +1,97 @@
+"""The schedule in units of passes against the serving simulator: same scheduler, same pass durations, same times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import validate_sample as sample
+
+from moesim.sim.serving.cluster import Cluster
+from moesim.sim.serving.cost import RankWork
+from moesim.sim.serving.engine import Engine, Overheads
+from moesim.sim.serving.kv import BlockPool
+from moesim.sim.serving.metrics import Recorder
+from moesim.sim.serving.policies import POLICIES
+from moesim.sim.serving.rank import Limits, Rank
+from moesim.sim.serving.requests import Request
+from moesim.study.validate.closed_loop import closed_loop, lengths_of
+from moesim.study.validate.workload import Workbench
+
+
+class TableCost:
+    """Pass durations of a step table, as the engine asks for them."""
+
+    def __init__(self, table: object) -> None:
+        self.table = table
+
+    def decode_s(self, works: Sequence[RankWork], n_steps: int, growth: float, first_pass: int) -> np.ndarray:
+        work = works[0]
+        contexts = work.context_sum / max(1, work.n_decode) + growth * np.arange(n_steps)
+        return self.table.decode_parts(np.full(n_steps, float(work.n_decode)), contexts).sum(axis=1)
+
+    def pass_s(self, works: Sequence[RankWork], pass_index: int) -> float:
+        work = works[0]
+        pairs = sum(c.n_tokens * (c.context + 0.5 * (c.n_tokens + 1)) for c in work.chunks)
+        context = work.context_sum / work.n_decode if work.n_decode else 0.0
+        cells = (work.n_decode, context, work.n_prefill_tokens, pairs, len(work.chunks))
+        return float(self.table.mixed_parts(*(np.asarray([float(x)]) for x in cells)).sum())
+
+
+def simulate(table: object, inputs: np.ndarray, outputs: np.ndarray, concurrency: int, policy: str) -> tuple[float, float]:
+    recorder = Recorder()
+    cluster = Cluster(recorder)
+    rank = Rank(BlockPool(10**7, 16, caching=False), Limits(max(256, concurrency), 8192, None, policy == "vllm"), None,
+                np.random.default_rng(0))  # fmt: skip
+    cluster.engines.append(
+        Engine(cluster.env, [rank], POLICIES[policy](overlapped=True), TableCost(table), Overheads(), recorder,
+               on_finished=cluster.finished(0))
+    )  # fmt: skip
+    cluster.feed_closed(
+        (
+            Request(f"r{k}", 0.0, int(i), int(o))
+            for k, (i, o) in enumerate(zip(inputs, outputs, strict=True))
+        ), concurrency
+    )
+    cluster.run()
+    cluster.close()
+    return float(np.mean(recorder.times["ttft_s"])), float(np.mean(recorder.times["tpot_s"]))
+
+
+CASES = [
+    ("vllm", 512, 128, 8, {}),
+    ("vllm", 1024, 256, 48, {"tp_size": 2}),
+    ("vllm", 8192, 64, 16, {"tp_size": 4}),
+    ("trtllm", 1024, 128, 32, {}),
+    ("sglang", 1024, 128, 16, {"warm_up": "yes"}),
+    ("sglang", 2048, 96, 64, {"tp_size": 2, "warm_up": "yes"}),
+    ("vllm", 1024, 128, 24, {"model": "openai/gpt-oss-120b", "system": "h200_sxm", "precision": "fp4", "tp_size": 2}),
+]
+
+
+@pytest.mark.parametrize(("policy", "isl", "osl", "concurrency", "changes"), CASES)
+def test_fast_path_equals_the_simulator(policy: str, isl: int, osl: int, concurrency: int, changes: dict[str, object]) -> None:
+    row = sample.run_row(backend=policy, isl=isl, osl=osl, concurrency=concurrency, **changes)
+    table = Workbench().table(row)
+    plan = closed_loop(isl, osl, concurrency, policy, rng=np.random.default_rng(3))
+    rng = np.random.default_rng(3)
+    inputs, outputs = lengths_of(isl, plan.n_requests, 0.2, rng), lengths_of(osl, plan.n_requests, 0.2, rng)
+    has = plan.q > 0
+    seconds = np.zeros(len(plan.k))
+    seconds[~has] = table.decode_parts(plan.n[~has], plan.c[~has]).sum(axis=1)
+    seconds[has] = table.mixed_parts(plan.n[has], plan.c[has], plan.q[has], plan.pairs[has], plan.pieces[has]).sum(axis=1)
+    ttft, tpot = simulate(table, inputs, outputs, concurrency, policy)
+    assert float(plan.tpot_weight @ seconds) == pytest.approx(tpot, rel=0.02)
+    assert float(plan.ttft_weight @ seconds) == pytest.approx(ttft, rel=0.02)
+
+
+def test_every_token_is_in_some_pass() -> None:
+    plan = closed_loop(300, 40, 12, "vllm", rng=np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    inputs, outputs = lengths_of(300, 120, 0.2, rng), lengths_of(40, 120, 0.2, rng)
+    assert plan.q.sum() == inputs.sum()
+    assert (plan.n * plan.k).sum() == (outputs - 1).sum()
+    assert plan.n_new.sum() == 120
+    # a mean TPOT of passes that all take a second is a second
+    assert plan.tpot_weight.sum() == pytest.approx(1.0)
