@@ -16,7 +16,12 @@ def table(*axes):
 
 
 def test_axes_are_crossed_the_first_slowest():
-    assert table(axis(path="a", values=[1, 2]), axis(path="b", values=["x", "y"])) == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+    assert table(axis(path="a", values=[1, 2]), axis(path="b", values=["x", "y"])) == [
+        (1, "x"),
+        (1, "y"),
+        (2, "x"),
+        (2, "y"),
+    ]
 
 
 def test_zipped_axes_advance_in_step():
@@ -49,7 +54,8 @@ def test_a_sample_fills_its_box_evenly_and_is_the_same_every_time():
 @pytest.mark.parametrize("fields", [
     {"path": "a"}, {"path": "a", "values": []}, {"values": [1]}, {"path": "a", "values": [1], "range": {"start": 1, "stop": 2}},
     {"path": "a", "range": {"start": 3, "stop": 1}}, {"path": "a", "range": {"start": 1, "stop": 2, "step": 0}},
-    {"path": "a", "log_range": {"start": 0, "stop": 2, "n": 3}}, {"sample": {"n": 0, "over": [{"path": "a", "low": 1, "high": 2}]}},
+    {"path": "a", "log_range": {"start": 0, "stop": 2, "n": 3}}, {"sample": {"n": 0, "over": [{"path": "a",
+    "low": 1, "high": 2}]}},
     {"sample": {"n": 2, "over": [{"path": "a", "low": 2, "high": 1}]}}, {"sample": {"n": 2, "over": [{"path": "a", "low": 2}]}},
     {"zip": [{"path": "a", "values": [1]}, {"zip": [{"path": "b", "values": [1]}, {"path": "c", "values": [1]}]}]},
 ])  # fmt: skip

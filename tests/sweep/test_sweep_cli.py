@@ -1,4 +1,3 @@
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import pytest
 from moesim.cli.app import app
 
 pytest.importorskip("typer")
-from typer.testing import CliRunner  # noqa: E402
+from typer.testing import CliRunner
 
 GOOD = """title: Trial
 base:
@@ -72,7 +71,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, old, new, says):
 def test_options_and_names(tmp_path):
     runner = CliRunner()
     for args, says in (
-        (["nobody"], "no sweep of this name"), (["nobody.yaml"], "no such file"), (["granularity", "--engine", "slow"], "--engine"),
+        (["nobody"], "no sweep of this name"), (["nobody.yaml"], "no such file"), (["granularity", "--engine",
+        "slow"], "--engine"),
         (["granularity", "--jobs", "0"], "--jobs"), (["granularity", "--scheduler", "nowhere"], "--scheduler"),
     ):  # fmt: skip
         done = runner.invoke(app, ["sweep", *args, "--out", str(tmp_path / "out")])
@@ -85,7 +85,9 @@ def test_options_and_names(tmp_path):
 
 def test_ctrl_c_keeps_what_is_done(tmp_path):
     file = tmp_path / "long.yaml"
-    file.write_text(GOOD.replace("[8, 64]", "[8, 16, 32, 64, 128, 256]").replace("title: Trial", "title: Trial\nengine: flow"))
+    file.write_text(
+        GOOD.replace("[8, 64]", "[8, 16, 32, 64, 128, 256]").replace("title: Trial", "title: Trial\nengine: flow")
+    )
     text = file.read_text().replace("values: [1, 2]", "range: {start: 1, stop: 8}")
     file.write_text(text)
     out = tmp_path / "out"
@@ -104,4 +106,4 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
     again = cli(file, "--out", out)
     assert again.returncode == 0, again.stderr
     assert "48 cases" in again.stdout
-    assert os.path.getsize(out / "report.html") > 10_000
+    assert (out / "report.html").stat().st_size > 10_000

@@ -7,7 +7,10 @@ from moesim.specs.sweep import ConstraintSpec
 from moesim.study.sweep import run_sweep
 from moesim.study.sweep.laws import clark_hoffmann_loss, dense_equivalent
 
-GRID = [{"path": "model.n_routed_experts", "values": [32, 64, 128, 256]}, {"path": "model.num_experts_per_tok", "values": [1, 2, 8, 16]}]
+GRID = [
+    {"path": "model.n_routed_experts", "values": [32, 64, 128, 256]},
+    {"path": "model.num_experts_per_tok", "values": [1, 2, 8, 16]},
+]
 V3 = load_model("deepseek-v3")
 
 
@@ -79,7 +82,8 @@ def test_law_by_hand():
 
 
 @pytest.mark.parametrize("fields", [
-    {"kind": "fixed_total_params", "by": "num_experts_per_tok"}, {"kind": "fixed_training_compute"}, {"kind": "fixed_memory", "value": 0},
+    {"kind": "fixed_total_params", "by": "num_experts_per_tok"}, {"kind": "fixed_training_compute"},
+    {"kind": "fixed_memory", "value": 0},
 ])  # fmt: skip
 def test_constraints_that_make_no_sense_are_refused(fields):
     with pytest.raises(ValueError, match=r"by|value"):
@@ -88,5 +92,7 @@ def test_constraints_that_make_no_sense_are_refused(fields):
 
 def test_dense_models_cannot_meet_constraints_of_experts():
     base = {**BASE, "systems": [BASE["systems"][1]]}
-    result = run_sweep(make([{"path": "workload.concurrency", "values": [8]}], base, constraints=[{"kind": "fixed_total_params"}]))
+    result = run_sweep(
+        make([{"path": "workload.concurrency", "values": [8]}], base, constraints=[{"kind": "fixed_total_params"}])
+    )
     assert result.columns["outcome"][0] == "constraint not met"

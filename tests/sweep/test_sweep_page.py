@@ -15,7 +15,8 @@ from moesim.study.sweep import run_sweep
 from moesim.study.sweep.findings import best_case, effects, front, swings
 
 AXES = [
-    {"path": "model.n_routed_experts", "values": [64, 128, 256, 1024]}, {"path": "model.num_experts_per_tok", "values": [1, 4, 8]},
+    {"path": "model.n_routed_experts", "values": [64, 128, 256, 1024]}, {"path": "model.num_experts_per_tok",
+    "values": [1, 4, 8]},
     {"path": "workload.concurrency", "values": [16, 256, 4096]},
 ]  # fmt: skip
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -70,7 +71,9 @@ def test_numbers_behind_the_page(result):
     worst = max(np.nanmin(usd[result.settings[2].codes == c]) for c in range(3))
     assert by_axis["workload.concurrency"].ratio == pytest.approx(worst / np.nanmin(usd))
     found = {s.what: s for s in swings(result, best)}
-    assert found["output tokens"].high < 1 < found["output tokens"].low  # longer answers share a prefill among more tokens
+    assert (
+        found["output tokens"].high < 1 < found["output tokens"].low
+    )  # longer answers share a prefill among more tokens
     x = np.asarray([1.0, 2.0, 3.0, 2.0, np.nan, 3.0])
     y = np.asarray([3.0, 2.0, 1.0, 1.0, 9.0, 1.0])
     assert front(x, y).tolist() == [True, True, True, False, False, True]
@@ -110,7 +113,8 @@ _PROBE = """<script>
   choose("feasible", "ok");
   found.okRows = rows(); found.okNone = visible("#plot-heat .m.none"); found.said = document.getElementById("shown").textContent;
   choose("feasible", "bad");
-  found.badRows = rows(); found.badPoints = visible("#plot-pareto .m"); found.why = document.querySelector("#rows td.why").textContent;
+  found.badRows = rows(); found.badPoints = visible("#plot-pareto .m");
+  found.why = document.querySelector("#rows td.why").textContent;
   document.getElementById("reset").click();
   found.resetRows = rows();
   var link = document.getElementById("download");
@@ -126,10 +130,19 @@ _PROBE = """<script>
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_in_a_browser(folder, result, tmp_path):
-    page = (folder / "report.html").read_text().replace("<head>", f"<head>{_HEAD}").replace("</body>", f"{_PROBE}</body>")
+    page = (
+        (folder / "report.html").read_text().replace("<head>", f"<head>{_HEAD}").replace("</body>", f"{_PROBE}</body>")
+    )
     probed = tmp_path / "probed.html"
     probed.write_text(page)
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+    ]
     dom = subprocess.run([*command, probed.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
     found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom, re.S)[1]))
     assert found["errors"] == []

@@ -42,7 +42,8 @@ def test_each_case_has_its_own_identity_which_only_its_content_moves():
     wider = make_plan(make([*AXES[:2], {"path": "workload.concurrency", "values": [16, 64, 256]}])).ids
     assert set(ids) < set(wider)  # a sweep that grows keeps what it has
     for changed in (
-        make(AXES, seed=1), make(AXES, {"workload": {"input_tokens": 1000, "output_tokens": 256}}), make(AXES, {"calibration": "none"}),
+        make(AXES, seed=1), make(AXES, {"workload": {"input_tokens": 1000, "output_tokens": 256}}),
+        make(AXES, {"calibration": "none"}),
         make(AXES, constraints=[{"kind": "fixed_active_params"}]), make(AXES, system="MoE", against="dense"),
     ):  # fmt: skip
         assert set(make_plan(changed).ids).isdisjoint(ids)

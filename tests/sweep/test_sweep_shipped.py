@@ -27,7 +27,8 @@ def results():
 
 def test_what_the_issue_asks_for_is_shipped():
     assert NAMES == [
-        "break-even-batch-by-link", "experts-by-topk-fixed-active", "experts-by-topk-fixed-total", "experts-for-a-training-budget",
+        "break-even-batch-by-link", "experts-by-topk-fixed-active", "experts-by-topk-fixed-total",
+        "experts-for-a-training-budget",
         "gpus-for-deepseek-v3", "granularity", "skew-by-ep",
     ]  # fmt: skip
 
@@ -38,7 +39,8 @@ def test_each_runs_and_ends_with_three_sentences_and_bars(results, name):
     document, sentences = build_sweep(result)
     assert result.done.all()
     assert result.ok.mean() > 0.5
-    assert all(reason or outcome == "ok" for outcome, reason in zip(result.columns["outcome"], result.columns["reason"], strict=True))
+    answers = zip(result.columns["outcome"], result.columns["reason"], strict=True)
+    assert all(reason or outcome == "ok" for outcome, reason in answers)
     assert len(sentences) == 3
     assert all(re.search(r"\d", s) and s.endswith(".") and "nan" not in s for s in sentences)
     assert document.sections[-1].key == "conclusions"
@@ -49,7 +51,7 @@ def test_each_runs_and_ends_with_three_sentences_and_bars(results, name):
 def test_break_even_flips_where_the_page_says(results):
     result = results("break-even-batch-by-link")
     ratio = result.number("usd_ratio").reshape(17, 9)
-    at_one = [c for c in result.settings if c.path == "network.scale"][0].values.index(1.0)
+    at_one = next(c for c in result.settings if c.path == "network.scale").values.index(1.0)
     line = ratio[:, at_one]
     line = line[np.isfinite(line)]
     assert line[0] < 1 < line[-1]  # dense is cheaper at small batches, the MoE at large ones

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sweep_base import BASE, make
 
 from moesim.memory import check_memory
 from moesim.memory.count import Serving
@@ -14,8 +15,6 @@ from moesim.study.resolve import resolve_model
 from moesim.study.sweep import run_sweep
 from moesim.study.sweep.shapes import Experts, changed_model, memory_of, n_params_of
 from moesim.study.systems import build_system
-
-from sweep_base import BASE, make
 
 FIELDS = (
     "ttft_s", "tpot_s", "decode_step_s", "output_tokens_per_s", "output_tokens_per_s_per_device", "output_tokens_per_s_per_user",
@@ -41,7 +40,13 @@ def one_by_one(base, settings, seed=0):
     workload = {k.removeprefix("workload."): v for k, v in settings.items() if k.startswith("workload.")}
     concurrency = workload.pop("concurrency", scenario.workload.middle)
     return measure_point(
-        system, hardware, scenario.workload.model_copy(update=workload), concurrency, Engine.ANALYTIC, rng, explain=False
+        system,
+        hardware,
+        scenario.workload.model_copy(update=workload),
+        concurrency,
+        Engine.ANALYTIC,
+        rng,
+        explain=False,
     )
 
 
@@ -52,7 +57,10 @@ def assert_same(result, base, rel=1e-9):
         assert result.columns["outcome"][i] == point.outcome, result.configuration(i)
         for name in FIELDS:
             expected, got = getattr(point, name), float(result.columns[name][i])
-            assert np.isnan(got) if expected is None else got == pytest.approx(expected, rel=rel), (name, result.configuration(i))
+            assert np.isnan(got) if expected is None else got == pytest.approx(expected, rel=rel), (
+                name,
+                result.configuration(i),
+            )
         ran += point.outcome == "ok"
     assert ran > result.n_cases // 3  # the test is about times, not about what does not fit
 
@@ -64,7 +72,8 @@ def test_shapes_splits_and_workloads(calibration):
         {"path": "model.moe_intermediate_size", "values": [1024, 2048]},
         {"zip": [{"path": "parallel.dp_size", "values": [16, 4, 1]}, {"path": "parallel.tp_size", "values": [1, 4, 8]},
                  {"path": "parallel.ep_size", "values": [16, 16, 8]}, {"path": "parallel.pp_size", "values": [1, 1, 2]}]},
-        {"zip": [{"path": "workload.concurrency", "values": [1, 300, 5000]}, {"path": "workload.input_tokens", "values": [100, 2048, 20000]}]},
+        {"zip": [{"path": "workload.concurrency", "values": [1, 300, 5000]}, {"path": "workload.input_tokens",
+        "values": [100, 2048, 20000]}]},
     ]  # fmt: skip
     base = {**BASE, "calibration": calibration}
     assert_same(run_sweep(make(axes, base)), base)
@@ -88,20 +97,28 @@ def test_dense_models_windows_and_hardware():
     base = {**BASE, "hardware": "hgx_h100", "systems": [system]}
     axes = [
         {"path": "hardware", "values": ["hgx_h100", "mi300x_8", "hgx_b200"]}, {"path": "workload.concurrency", "values": [8, 64]},
-        {"path": "workload.cached_prefix_tokens", "values": [0, 512]}, {"path": "workload.max_pass_tokens", "values": [256, 8192]},
+        {"path": "workload.cached_prefix_tokens", "values": [0, 512]}, {"path": "workload.max_pass_tokens",
+        "values": [256, 8192]},
     ]  # fmt: skip
     assert_same(run_sweep(make(axes, base)), base)
 
 
-@pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-30b-a3b", "gpt-oss-120b", "arctic", "llama-4-maverick", "jamba-v0.1"])
+@pytest.mark.parametrize(
+    "name", ["deepseek-v3", "qwen3-30b-a3b", "gpt-oss-120b", "arctic", "llama-4-maverick", "jamba-v0.1"]
+)
 @pytest.mark.parametrize("split", [{}, {"tp_size": 2, "ep_size": 2}, {"dp_size": 4, "ep_size": 4, "pp_size": 2}])
 def test_memory_and_parameters_are_counted_as_elsewhere(name, split):
     model, hardware, parallel = load_model(name), load_hardware("hgx_h200"), ParallelSpec(**split)
     for change in ({}, {"n_routed_experts": 32, "num_experts_per_tok": 2, "moe_intermediate_size": 512}):
         experts = Experts(*(np.asarray([float(v)]) for v in change.values())) if change else Experts()
         plain = changed_model(model, change) if change else model
-        assert tuple(float(x.ravel()[0]) for x in n_params_of(model, experts)) == (plain.n_params, plain.n_active_params)
-        got = memory_of(model, parallel, hardware, experts, np.asarray([37.0]), np.asarray([1000.0]), np.asarray([4096.0]))
+        assert tuple(float(x.ravel()[0]) for x in n_params_of(model, experts)) == (
+            plain.n_params,
+            plain.n_active_params,
+        )
+        got = memory_of(
+            model, parallel, hardware, experts, np.asarray([37.0]), np.asarray([1000.0]), np.asarray([4096.0])
+        )
         want = check_memory(plain, parallel, Serving(37.0, 1000.0, 4096.0), hardware.device.memory_bytes, explain=False)
         assert got[0] == pytest.approx(want.memory.total, rel=1e-12)
 
@@ -129,7 +146,10 @@ def test_price_and_against():
 def test_flow_engine_agrees_with_the_closed_form_within_its_imbalance():
     base = {**BASE, "hardware": "hgx_h100", "calibration": "none", "systems": [
         {"name": "m", "kind": "moe", "model": "mixtral-8x7b", "parallel": {"dp_size": 8, "ep_size": 8}}]}  # fmt: skip
-    axes = [{"path": "workload.concurrency", "values": [64, 256]}, {"path": "model.num_experts_per_tok", "values": [1, 2]}]
+    axes = [
+        {"path": "workload.concurrency", "values": [64, 256]},
+        {"path": "model.num_experts_per_tok", "values": [1, 2]},
+    ]
     closed = run_sweep(make(axes, base)).number("decode_step_s")
     flow = run_sweep(make(axes, base, engine="flow")).number("decode_step_s")
     assert flow == pytest.approx(closed, rel=0.5)

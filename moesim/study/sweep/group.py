@@ -131,7 +131,8 @@ def _blocks(model: ModelSpec) -> list[MoeFfn]:
 
 @lru_cache(maxsize=64)
 def _routers(
-    model: tuple[str, Any, Any, tuple[tuple[str, int], ...]], experts: tuple[tuple[str, int], ...], routing: RoutingSpec, seed: int
+    model: tuple[str, Any, Any, tuple[tuple[str, int], ...]], experts: tuple[tuple[str, int], ...], routing: RoutingSpec,
+    seed: int,
 ) -> Routed:  # fmt: skip
     """Routers of a model, wherever its experts lie."""
     changed = changed_model(_model(*model), dict(experts))
@@ -171,7 +172,8 @@ def answer_all(groups: Sequence[GroupCases], rules: Rules) -> list[Columns]:
 
     A group is a generator: it yields the programs it needs times of, and is sent the times.
     """
-    states = [_Group(cases, rules) for cases in groups]
+    programs: dict[Any, Any] = {}
+    states = [_Group(cases, rules, programs) for cases in groups]
     running = [(state, state.columns()) for state in states]
     waiting = []
     for _, steps in running:
@@ -194,8 +196,8 @@ def answer_all(groups: Sequence[GroupCases], rules: Rules) -> list[Columns]:
 class _Group:
     """One group's shared values and the columns it fills."""
 
-    def __init__(self, cases: GroupCases, rules: Rules) -> None:
-        self.cases, self.rules, self.n = cases, rules, cases.n
+    def __init__(self, cases: GroupCases, rules: Rules, programs: dict[Any, Any]) -> None:
+        self.cases, self.rules, self.programs, self.n = cases, rules, programs, cases.n
         self.parts = system_parts(cases.variant, cases.system)
         self.numbers = dict(cases.numbers)
         self.out: Columns = {name: np.full(self.n, np.nan) for name in NUMBERS}
@@ -221,7 +223,7 @@ class _Group:
         for part, routed in self.by_router(experts, rows):
             passes = Passes(
                 parts.model if routed is None else self.plain_model(experts, part), parts.parallel, self.cost(),
-                parts.hardware.scale_up_domain_size, bool(cases.spec.overlap), cases.spec.routing, routed,
+                parts.hardware.scale_up_domain_size, bool(cases.spec.overlap), cases.spec.routing, routed, self.programs,
             )  # fmt: skip
             given = experts.take(part) if routed is None else replace(experts.take(part), n_routed=None, top_k=None)
             yield from self.times(passes, given, part, n_instances)

@@ -6,7 +6,7 @@ Rows are passes; E experts, K top-k, F expert width, S sequences, q new tokens a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,14 @@ class _Lowered:
     cost: CostModel
     n: int
     imbalance: Any
+    pp_size: int
+
+    @property
+    def key(self) -> tuple[int, int, str, int, float, float]:
+        """Rows with equal keys cost the same but for the number of stages."""
+        c = self.cost
+        network = (c.network.up_bytes_per_s, c.network.nic_bytes_per_s)
+        return (id(self.program), id(c.calibration), c.hardware.name, c.hardware.scale_up_domain_size, *network)
 
 
 def is_even(routing: RoutingSpec | None) -> bool:
@@ -92,6 +100,7 @@ class Passes:
     overlap: bool
     routing: RoutingSpec | None
     routed: Routed | None = None
+    memory: dict[Any, tuple[Program, Any]] = field(default_factory=dict)
 
     def ask(
         self, phase: Phase, experts: Experts, sequences: Floats, new: Floats, cached: Floats
@@ -111,9 +120,26 @@ class Passes:
         pieces = [slice(i, i + 1) for i in range(n)] if n <= FEW_ROWS else [slice(0, n)]
         lowered = []
         for piece in pieces:
-            program, imbalance = self._program(phase, experts.take(piece), sequences[piece], new[piece], cached[piece])
-            lowered.append(_Lowered(program, self.cost, len(sequences[piece]), imbalance))
+            parts = (phase, experts.take(piece), sequences[piece], new[piece], cached[piece])
+            program, imbalance = (
+                self._remembered(*parts) if n <= FEW_ROWS and self.routed is None else self._program(*parts)
+            )
+            lowered.append(_Lowered(program, self.cost, len(sequences[piece]), imbalance, self.parallel.pp_size))
         return lowered, inverse
+
+    def _remembered(
+        self, phase: Phase, experts: Experts, sequences: Floats, new: Floats, cached: Floats
+    ) -> tuple[Program, Any]:
+        """One row's program, from the memory where a group of equal stages has asked for it: stages may differ in number."""
+        p = self.parallel
+        row = tuple(float(x[0]) for x in (sequences, new, cached))
+        own = tuple(None if x is None else float(x[0]) for x in (experts.n_routed, experts.top_k, experts.width))
+        split = (p.tp_size, p.dp_size, p.cp_size, p.ep_size, p.redundant_experts, p.pp_size > 1)
+        key = (id(self.model), split, phase, self.overlap, _is_balanced(self.routing), self.domain_size, row, own)
+        found = self.memory.get(key)
+        if found is None:
+            found = self.memory[key] = self._program(phase, experts, sequences, new, cached)
+        return found
 
     def _program(
         self, phase: Phase, experts: Experts, sequences: Floats, new: Floats, cached: Floats
@@ -180,20 +206,25 @@ def _distinct(columns: Sequence[Floats]) -> tuple[NDArray[np.intp], NDArray[np.i
 def priced(asked: Sequence[Sequence[_Lowered]]) -> list[PassTimes]:
     """Times of the rows of each request; operators of all of them that one calibration knows are priced together."""
     flat = [lowered for request in asked for lowered in request]
-    costs: dict[int, list[OpCost]] = {}
-    by_calibration: dict[tuple[int, str], list[int]] = {}
-    for i, lowered in enumerate(flat):
+    distinct = {lowered.key: lowered for lowered in flat}
+    by_calibration: dict[tuple[int, str], list[_Lowered]] = {}
+    for lowered in distinct.values():
         model = lowered.cost
-        by_calibration.setdefault((id(model.calibration), model.hardware.device.name), []).append(i)
+        by_calibration.setdefault((id(model.calibration), model.hardware.device.name), []).append(lowered)
+    costs: dict[Any, list[OpCost]] = {}
     for members in by_calibration.values():
-        ops = [[op for _, op in flat[i].program.ops()] + list(flat[i].program.stage_sends) for i in members]
-        calibration, device = flat[members[0]].cost.calibration, flat[members[0]].cost.hardware.device
+        ops = [[op for _, op in m.program.ops()] + list(m.program.stage_sends) for m in members]
+        calibration, device = members[0].cost.calibration, members[0].cost.hardware.device
         every = [op for own in ops for op in own]
         known = iter([None] * len(every) if calibration is None else known_costs(calibration, every, device))
-        for i, own in zip(members, ops, strict=True):
-            plain = replace(flat[i].cost, calibration=None)
-            costs[i] = [plain.cost(op) if cost is None else cost for op, cost in zip(own, known)]  # noqa: B905
-    times = iter([_timed(lowered, costs[i]) for i, lowered in enumerate(flat)])
+        for lowered, own in zip(members, ops, strict=True):
+            plain = replace(lowered.cost, calibration=None)
+            costs[lowered.key] = [plain.cost(op) if cost is None else cost for op, cost in zip(own, known)]  # noqa: B905
+    sums: dict[Any, PassTimes] = {}
+    for lowered in flat:
+        if (lowered.key, lowered.pp_size) not in sums:
+            sums[lowered.key, lowered.pp_size] = _timed(lowered, costs[lowered.key])
+    times = iter([sums[lowered.key, lowered.pp_size] for lowered in flat])
     return [_joined([next(times) for _ in request]) for request in asked]
 
 
@@ -222,7 +253,7 @@ def _timed(lowered: _Lowered, costs: Sequence[OpCost]) -> PassTimes:
                 sums.add(op, cost, (time - hidden) * repeat)
     for op in program.stage_sends:
         cost = next(coming)
-        sums.add(op, cost, _rows_of(cost.time_s) * float(program.pp_size - 1))
+        sums.add(op, cost, _rows_of(cost.time_s) * float(lowered.pp_size - 1))
     return sums.result(lowered.imbalance)
 
 

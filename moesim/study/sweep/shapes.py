@@ -185,14 +185,22 @@ def memory_of(
 
 
 def _other_weights(model: ModelSpec, parallel: ParallelSpec, stage: range, *, first: bool, last: bool) -> float:
-    """Bytes of everything but MoE blocks: each kind of layer counted once and multiplied."""
+    """Bytes of everything but MoE blocks: each kind of layer counted once and multiplied; remembered with the model.
+
+    Of the split only TP matters to them.
+    """
     bare, inside = without_experts(model), set(stage)
+    memory: dict[Any, float] = bare.__dict__.setdefault("_weights", {})
+    key = (parallel.tp_size, stage.start, stage.stop, first, last)
+    if key in memory:
+        return memory[key]
     outside = rank_weights(bare, parallel, (), first=False, last=False).total
     total = rank_weights(bare, parallel, (), first=first, last=last).total
     for _, indices in model.layer_groups:
         n = len(inside.intersection(indices))
         if n:
             total += n * (rank_weights(bare, parallel, indices[:1], first=False, last=False).total - outside)
+    memory[key] = total
     return total
 
 
