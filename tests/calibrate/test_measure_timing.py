@@ -60,14 +60,20 @@ def test_sampling_stops_at_the_target():
     assert len(found.seconds) == 5
 
 
-def test_cpu_clock_times_a_sleep_and_reads_memory():
+def test_cpu_clock_times_work_and_reads_memory():
     pytest.importorskip("torch")
     import time
 
     from moesim.calibrate.measure.timing import CpuClock
 
+    def work():
+        # 20 ms of this thread's own time, so that a preempted sample counts the same
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+
     clock = CpuClock()
-    seconds, _ = clock.time([lambda: time.sleep(0.02)])
+    seconds, _ = clock.time([work])
     assert 0.015 < seconds < 1.0
     assert clock.peak_bytes() >= 0
 
