@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +91,7 @@ class Timeline:
                 by_lane.setdefault((span.rank, span.lane), []).append(span)
         for lane_spans in by_lane.values():
             ordered = sorted(lane_spans, key=lambda s: (s.start_s, s.end_s))
-            for a, b in zip(ordered, ordered[1:], strict=False):
+            for a, b in pairwise(ordered):
                 if b.start_s < a.end_s - 1e-12:
                     bad.append((a, b))
         return bad
