@@ -14,7 +14,7 @@ from moesim.report.sweep_svg import LogScale, Scale, circle, label, line, path, 
 from moesim.report.text import short_name
 from moesim.specs.sweep import Question
 from moesim.study.sweep.axes import Column
-from moesim.study.sweep.findings import Effect, Swing, front, grid_of
+from moesim.study.sweep.findings import Effect, Swing, best_case, front, grid_of
 from moesim.study.sweep.results import SweepResult
 from moesim.study.sweep.sentences import heat_axes
 from moesim.study.sweep.words import COLUMN_WORDS, column_words, number_text, path_words, value_text
@@ -37,7 +37,8 @@ def heat(result: SweepResult) -> FigureBlock | None:
         return None
     x, y = (_sorted(c) for c in axes)
     name = result.spec.report.objective
-    best, case = grid_of(result, x, y)
+    inside, at = _at_one_condition(result, {x.path, y.path})
+    best, case = grid_of(result, x, y, inside)
     relative = result.condition is not None and {x.path, y.path} - set(result.condition_paths) != set()
     values = np.abs(best)
     if not relative:
@@ -59,8 +60,10 @@ def heat(result: SweepResult) -> FigureBlock | None:
         words = f"{words.split(' (')[0]}, times worse than the best at the same {same}"
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     alt = f"{words} runs from {number_text(low)} to {number_text(high)} over {path_words(x.path)} and {path_words(y.path)}."
-    others = [path_words(c.path) for c in result.settings if c.path not in (x.path, y.path) and len(c.values) > 1]
-    caption = f"Each cell is the best case over {', '.join(others)}. " if others else ""
+    fixed = {x.path, y.path} if inside is None else {x.path, y.path, *result.condition_paths}
+    others = [path_words(c.path) for c in result.settings if c.path not in fixed and len(c.values) > 1]
+    caption = f"At {at}. " if at else ""
+    caption += f"Each cell is the best case over {', '.join(others)}. " if others else ""
     if is_ratio:
         title = "Where the verdict flips"
         caption += "Blue: this one is cheaper; orange: the other is; the thick line is break-even. "
@@ -70,6 +73,14 @@ def heat(result: SweepResult) -> FigureBlock | None:
     caption += "Hatched cells have no case that runs."
     svg = plot("plot-heat", title, alt, WIDTH, height, [_HATCH, *parts])
     return FigureBlock("heat", title, alt, svg, caption)
+
+
+def _at_one_condition(result: SweepResult, drawn: set[str]) -> tuple[NDArray[np.bool_] | None, str]:
+    """Cases of the best one's condition and its words, where no axis of the map is a condition itself."""
+    condition, best = result.condition, best_case(result)
+    if condition is None or best is None or drawn & set(result.condition_paths):
+        return None, ""
+    return condition.codes == condition.codes[best], result.named_condition(best)
 
 
 _HATCH = (

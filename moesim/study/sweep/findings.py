@@ -107,16 +107,18 @@ def _smallest(values: Floats) -> float:
     return float(known.min()) if len(known) else float("nan")
 
 
-def grid_of(result: SweepResult, x: Column, y: Column) -> tuple[Floats, NDArray[np.intp]]:
+def grid_of(
+    result: SweepResult, x: Column, y: Column, inside: NDArray[np.bool_] | None = None
+) -> tuple[Floats, NDArray[np.intp]]:
     """Of every pair of values the best objective over all other axes, [y, x], and the case it comes from (-1: none runs).
 
-    Where none runs the case is the first of that pair, its objective NaN.
+    Where none runs the case is the first of that pair, its objective NaN. `inside` marks the cases that count.
     """
     values = result.objective()
     best = np.full((len(y.values), len(x.values)), np.nan)
     case = np.full(best.shape, -1, dtype=np.intp)
     order = np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")
-    for i in order[::-1]:
+    for i in order[::-1] if inside is None else order[::-1][inside[order[::-1]]]:
         best[y.codes[i], x.codes[i]], case[y.codes[i], x.codes[i]] = values[i], i
     return best, case
 
