@@ -15,10 +15,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
+from moesim.study.stack_files import FOLDER, save_bands, save_stack
 from moesim.study.validate.accuracy import Judged, accuracy_table, bands_from, left_out_bands
 from moesim.study.validate.fit import Runs, fit_all, left_out, predict_all, stack_key
 from moesim.study.validate.predict import Batch
-from moesim.study.validate.stack_files import FOLDER, save_bands, save_stack
 from moesim.study.validate.table import RunRow, read_table
 from moesim.study.validate.workload import Workbench
 

@@ -113,7 +113,8 @@ def runs(
     out: Annotated[Path, typer.Option(help="Where to write the stack's calibration (YAML).")],
     name: Annotated[str | None, typer.Option(help="Name of the stack; backend_generation by default.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="column=value for what a result file does not say, such as system=h100_sxm.")
+        list[str] | None,
+        typer.Option("--set", help="column=value for what a result file does not say, such as system=h100_sxm."),
     ] = None,
 ) -> None:
     """Fit the few parameters of your serving stack to runs you measured; errors are cross-validated."""

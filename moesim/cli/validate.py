@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,7 @@ def serving(
         print(f"page: {write_validation(judged(results), html, table.name)}")
 
 
-def _accuracy(rows: list[object]) -> None:
+def _accuracy(rows: Sequence[object]) -> None:
     from moesim.cli.table import table as show
     from moesim.study.validate.accuracy import Accuracy
 

@@ -7,15 +7,22 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from moesim.cost.estimate import CalibratedOps, known_costs
+from moesim.cost.estimate import CalibratedOps, known_costs, roofline
 from moesim.cost.forms_calibration import Calibration
 from moesim.cost.result import OpCost
-from moesim.ops import Op, OpKind
+from moesim.ops import Op, OpKind, minimum
 from moesim.specs.base import Origin
 from moesim.specs.dtypes import Dtype
 from moesim.specs.hardware import DeviceSpec
 
-__all__ = ["DEFAULT_STACK", "LentCalibration", "QuickestKernel", "StackParams", "with_quickest_experts"]
+__all__ = [
+    "DEFAULT_STACK",
+    "LentCalibration",
+    "QuickestKernel",
+    "StackParams",
+    "StackedCalibration",
+    "with_quickest_experts",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +71,14 @@ _INCLUDED = OpCost(0.0, origin=Origin.FITTED, error_frac=0.0)
 
 @dataclass(frozen=True, slots=True)
 class LentCalibration:
-    """Tables of a sibling device that stand in: the same chip on another board. Costs are taken as they are (assumption)."""
+    """Tables of a sibling device that stand in: the same chip on another board. Costs are taken as they are (assumption).
+
+    Kinds in `without` are left to others.
+    """
 
     own: CalibratedOps
     sibling: DeviceSpec
+    without: frozenset[OpKind] = frozenset()
 
     @property
     def name(self) -> str:
@@ -76,11 +87,12 @@ class LentCalibration:
 
     def cost(self, op: Op, device: DeviceSpec) -> OpCost | None:
         """The sibling's cost."""
-        return self.own.cost(op, self.sibling)
+        return None if op.kind in self.without else self.own.cost(op, self.sibling)
 
     def cost_all(self, ops: Sequence[Op], device: DeviceSpec) -> list[OpCost | None]:
         """`cost` of each operator."""
-        return known_costs(self.own, ops, self.sibling)
+        found = known_costs(self.own, ops, self.sibling)
+        return [None if op.kind in self.without else cost for op, cost in zip(ops, found, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +146,55 @@ def with_quickest_experts(
         right = [f for f in own if f.key.act_dtype == expert_activation.value] if dtype == Dtype.MXFP4.value else own
         kernels += [replace(calibration, families=(f,)) for f in right or own]
     return QuickestKernel(calibration, tuple(kernels))
+
+
+@dataclass(frozen=True, slots=True)
+class StackedCalibration:
+    """Tables with a stack's factors on them: what size costs and what a call costs, by kind of operator.
+
+    Small kernels, which no table times, are the roofline's with the stack's factor on their launches.
+    """
+
+    own: CalibratedOps
+    stack: StackParams
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """Tables and stack."""
+        return f"{self.own.name} with {self.label or 'a stack'}"
+
+    def cost(self, op: Op, device: DeviceSpec) -> OpCost | None:
+        """The adjusted cost; None where the tables have nothing and no factor is known."""
+        return self.cost_all((op,), device)[0]
+
+    def cost_all(self, ops: Sequence[Op], device: DeviceSpec) -> list[OpCost | None]:
+        """`cost` of each operator."""
+        found = known_costs(self.own, ops, device)
+        return [self._adjusted(op, cost, device) for op, cost in zip(ops, found, strict=True)]
+
+    def _adjusted(self, op: Op, cost: OpCost | None, device: DeviceSpec) -> OpCost | None:
+        if cost is None:
+            if op.kind is not OpKind.ELEMENTWISE:
+                return None
+            cost = roofline(op, device)
+        body, call, extra_s = self._factors(op)
+        call_s = minimum(cost.latency_s, cost.time_s)
+        grows = (cost.compute_s * body, cost.memory_s * body, cost.link_s * body)
+        return replace(
+            cost, time_s=(cost.time_s - call_s) * body + call_s * call + extra_s, compute_s=grows[0], memory_s=grows[1],
+            link_s=grows[2], latency_s=call_s * call + extra_s,
+        )  # fmt: skip
+
+    def _factors(self, op: Op) -> tuple[float, float, float]:
+        s = self.stack
+        if op.kind is OpKind.GEMM:
+            wide = op.dtype in (Dtype.BF16, Dtype.FP16, Dtype.FP32)
+            return s.gemm_ratio, s.gemm_call_ratio, 0.0 if wide else s.quantise_s
+        if op.kind is OpKind.GROUPED_GEMM:
+            return s.experts_ratio, s.experts_call_ratio, 0.0
+        if op.kind in (OpKind.ATTENTION_PREFILL, OpKind.ATTENTION_DECODE):
+            return s.attention_ratio, s.attention_call_ratio, 0.0
+        if op.kind is OpKind.ELEMENTWISE:
+            return 1.0, s.elementwise_call_ratio, 0.0
+        return s.comm_ratio, s.comm_ratio, 0.0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from moesim.calibrate.store import calibration_names, find_calibration
 from moesim.cost import CalibratedOps
 from moesim.cost.forms_eager import EAGER_KERNELS
 from moesim.cost.layered import LayeredCalibration
+from moesim.cost.stack import StackedCalibration
 from moesim.errors import InputError
+from moesim.specs.dtypes import Dtype
+from moesim.study.stack_files import base_of, is_stack_file, load_stack
 
 __all__ = ["NO_CALIBRATION", "calibration_for"]
 
@@ -33,6 +38,8 @@ def calibration_for(name: str | None, device: str) -> CalibratedOps | None:
     """
     if name == NO_CALIBRATION:
         return None
+    if name is not None and name.endswith((".yaml", ".yml")) and is_stack_file(name):
+        return _stacked(Path(name), device)
     own = {known.partition("/")[2]: known for known in calibration_names() if known.startswith(f"{device}/")}
     if name is None:
         chosen = [own[stack] for stack in (*PREFERRED_STACKS, *own) if stack in own]
@@ -51,6 +58,23 @@ def calibration_for(name: str | None, device: str) -> CalibratedOps | None:
     if COLLECTIVES_STACK in own and found.stack != COLLECTIVES_STACK:
         return LayeredCalibration((found, find_calibration(own[COLLECTIVES_STACK])))
     return found
+
+
+def _stacked(path: Path, device: str) -> CalibratedOps | None:
+    """The tables that a stack's parameters were fitted on, with its factors."""
+    from moesim.study.validate.setup import calibration_of, generation_of  # which itself needs this package
+
+    label, stack = load_stack(path)
+    base_device, _, backend = base_of(path).partition("/")
+    backend = backend or label.partition("_")[0]
+    if base_device and generation_of(base_device) != generation_of(device):
+        raise InputError("belongs to another GPU generation", field="calibration", value=str(path), allowed=base_device)
+    # Blackwell kernels take 8-bit activations with 4-bit experts, older ones 16-bit
+    narrow = Dtype.FP8 if generation_of(device) == "blackwell" else Dtype.BF16
+    tables = calibration_of(backend, device, narrow)
+    if tables is None:
+        raise InputError("there are no kernel tables of this stack", field="calibration", value=f"{device}/{backend}")
+    return StackedCalibration(tables, stack, label)
 
 
 def _split(name: str) -> tuple[str, str]:

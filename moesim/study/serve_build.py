@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moesim.cost import CostModel
+from moesim.cost import CalibratedOps, CostModel
 from moesim.cost.measured_links import SimpleLink, link_of
+from moesim.cost.stack import StackedCalibration
 from moesim.errors import InputError
 from moesim.memory import check_memory
 from moesim.memory.count import Serving, kv_bytes_per_sequence
@@ -149,7 +150,7 @@ def build_deployment(scenario: ServeScenarioSpec, seed: int) -> Deployment:
         decode = build.pool(split.n_decode, split.decode_parallel or spec.parallel)
         transfer = build.transfer()
     o = serving.overheads.model_dump()
-    fitted = FITTED_OVERHEADS
+    fitted = _overheads_of(build.calibration)
     overheads = Overheads(**{name: getattr(fitted, name) if value is None else value for name, value in o.items()})
     deployment = Deployment(
         scenario, hardware, model, limits, overheads, main, decode, transfer, build.source, build.routing
@@ -160,6 +161,14 @@ def build_deployment(scenario: ServeScenarioSpec, seed: int) -> Deployment:
             hint="use larger hardware, fewer replicas or a smaller split",
         )  # fmt: skip
     return deployment
+
+
+def _overheads_of(calibration: CalibratedOps | None) -> Overheads:
+    """A fitted stack's own host times, else those fitted on vLLM."""
+    if not isinstance(calibration, StackedCalibration):
+        return FITTED_OVERHEADS
+    s = calibration.stack
+    return replace(FITTED_OVERHEADS, pass_s=s.step_s, prefill_s=s.prompt_pass_s, request_s=s.request_s)
 
 
 def _check(scenario: ServeScenarioSpec, model: ModelSpec) -> None:
@@ -187,6 +196,7 @@ class _Builder:
         self.scenario, self.hardware, self.model, self.limits, self.seed = scenario, hardware, model, limits, seed
         self.made: dict[ParallelSpec, tuple[PassCost, int]] = {}
         self.source = ""
+        self.calibration: CalibratedOps | None = None
         self.routing: str | None = None
 
     def pool(self, n: int, parallel: ParallelSpec) -> Pool:
@@ -207,6 +217,7 @@ class _Builder:
         calibration = None
         if self.scenario.operator_tables is None:
             calibration = calibration_for(self.scenario.calibration, self.hardware.device.name)
+        self.calibration = calibration
         instance = build_instance(
             self.model, parallel, self.hardware, spec.routing, cost=CostModel.of(used, calibration), overlap=spec.overlap,
             rng=np.random.default_rng([self.seed, 3]),

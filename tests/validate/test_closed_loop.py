@@ -39,7 +39,9 @@ class TableCost:
         return float(self.table.mixed_parts(*(np.asarray([float(x)]) for x in cells)).sum())
 
 
-def simulate(table: object, inputs: np.ndarray, outputs: np.ndarray, concurrency: int, policy: str) -> tuple[float, float]:
+def simulate(
+    table: object, inputs: np.ndarray, outputs: np.ndarray, concurrency: int, policy: str
+) -> tuple[float, float]:
     recorder = Recorder()
     cluster = Cluster(recorder)
     rank = Rank(BlockPool(10**7, 16, caching=False), Limits(max(256, concurrency), 8192, None, policy == "vllm"), None,
@@ -49,10 +51,8 @@ def simulate(table: object, inputs: np.ndarray, outputs: np.ndarray, concurrency
                on_finished=cluster.finished(0))
     )  # fmt: skip
     cluster.feed_closed(
-        (
-            Request(f"r{k}", 0.0, int(i), int(o))
-            for k, (i, o) in enumerate(zip(inputs, outputs, strict=True))
-        ), concurrency
+        (Request(f"r{k}", 0.0, int(i), int(o)) for k, (i, o) in enumerate(zip(inputs, outputs, strict=True))),
+        concurrency,
     )
     cluster.run()
     cluster.close()
@@ -71,7 +71,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("policy", "isl", "osl", "concurrency", "changes"), CASES)
-def test_fast_path_equals_the_simulator(policy: str, isl: int, osl: int, concurrency: int, changes: dict[str, object]) -> None:
+def test_fast_path_equals_the_simulator(
+    policy: str, isl: int, osl: int, concurrency: int, changes: dict[str, object]
+) -> None:
     row = sample.run_row(backend=policy, isl=isl, osl=osl, concurrency=concurrency, **changes)
     table = Workbench().table(row)
     plan = closed_loop(isl, osl, concurrency, policy, rng=np.random.default_rng(3))
@@ -80,7 +82,9 @@ def test_fast_path_equals_the_simulator(policy: str, isl: int, osl: int, concurr
     has = plan.q > 0
     seconds = np.zeros(len(plan.k))
     seconds[~has] = table.decode_parts(plan.n[~has], plan.c[~has]).sum(axis=1)
-    seconds[has] = table.mixed_parts(plan.n[has], plan.c[has], plan.q[has], plan.pairs[has], plan.pieces[has]).sum(axis=1)
+    seconds[has] = table.mixed_parts(plan.n[has], plan.c[has], plan.q[has], plan.pairs[has], plan.pieces[has]).sum(
+        axis=1
+    )
     ttft, tpot = simulate(table, inputs, outputs, concurrency, policy)
     assert float(plan.tpot_weight @ seconds) == pytest.approx(tpot, rel=0.02)
     assert float(plan.ttft_weight @ seconds) == pytest.approx(ttft, rel=0.02)

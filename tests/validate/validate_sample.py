@@ -8,7 +8,10 @@ from moesim.study.validate.table import RunRow
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "silicon_e2e.csv"
 
-HEADER = "row,model,system,backend,precision,isl_nominal,osl_nominal,concurrency,tp_size,ep_size,warm_up,measured_ttft_ms,measured_tpot_ms"
+HEADER = (
+    "row,model,system,backend,precision,isl_nominal,osl_nominal,concurrency,tp_size,ep_size,warm_up,"
+    "measured_ttft_ms,measured_tpot_ms"
+)
 
 
 def run_row(**changes: object) -> RunRow:

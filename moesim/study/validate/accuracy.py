@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.study.validate.stack_files import Bands, band_of
+from moesim.study.stack_files import Bands, band_of
 from moesim.study.validate.table import RunRow
 
 __all__ = ["Accuracy", "Judged", "accuracy_of", "accuracy_table", "bands_from", "left_out_bands"]

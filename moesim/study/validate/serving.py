@@ -15,10 +15,10 @@ from moesim._version import __version__
 from moesim.analytic import estimate
 from moesim.cost.stack import StackParams
 from moesim.errors import InputError, MoesimError
+from moesim.study.stack_files import Bands, shipped_bands, shipped_stacks
 from moesim.study.validate.accuracy import Judged
 from moesim.study.validate.fit import stack_for, stack_key
 from moesim.study.validate.predict import Batch
-from moesim.study.validate.stack_files import Bands, shipped_bands, shipped_stacks
 from moesim.study.validate.table import RunRow, read_table
 from moesim.study.validate.workload import Workbench
 

@@ -22,6 +22,7 @@ from moesim.study.validate.table import RunRow
 __all__ = ["calibration_of", "generation_of", "hardware_of", "instance_of", "model_of", "parallel_of"]
 
 BLACKWELL = ("b200_sxm", "b300_sxm", "gb200", "gb300", "rtx_pro_6000")
+_EIGHT_BIT: dict[str, Storage | Dtype] = {"expert_activation": Dtype.FP8, "kv_cache": Storage(dtype=Dtype.FP8)}
 #: Devices without tables of their own and the sibling whose tables stand in (same chip; other board, link or memory).
 SIBLINGS = {
     "gb200": "b200_sxm",
@@ -47,7 +48,7 @@ def generation_of(device: str) -> str:
 
 @lru_cache(maxsize=64)
 def model_of(name: str, precision: str, backend: str, device: str) -> ModelSpec:
-    """The model as the stack runs it in a coarse `precision` (bf16, fp8, fp4; '' is as the model's own card says).
+    """The model as the stack runs it in a coarse `precision` (bf16, fp8, fp8_tensor, fp4; '' is as the model's own card says).
 
     fp8: block-wise where the model is published so (mixtures of recent families), else one scale per tensor. fp4: NVFP4, or what
     the card says where experts are MXFP4 already; attention of latent-attention models stays in 16 bits, as in the published
@@ -59,8 +60,13 @@ def model_of(name: str, precision: str, backend: str, device: str) -> ModelSpec:
     model = load_model(name)
     if precision in ("", "bf16", "fp16"):
         return model
+    if precision == "fp8_tensor":
+        storage = model.storage.model_copy(update={**_linears(Storage(dtype=Dtype.FP8)), **_EIGHT_BIT})
+        return model.model_copy(update={"storage": storage})
     if precision not in ("fp8", "fp4"):
-        raise InputError("unknown precision", field="precision", value=precision, allowed="bf16, fp8, fp4, or empty")
+        raise InputError(
+            "unknown precision", field="precision", value=precision, allowed="bf16, fp8, fp8_tensor, fp4, or empty"
+        )
     change: Callable[[ModelSpec], WeightStorage] = _fp8 if precision == "fp8" else _fp4(generation_of(device))
     return model.model_copy(update={"storage": change(model)})
 

@@ -18,7 +18,17 @@ from moesim.specs.base import Frozen
 from moesim.specs.catalog import data_dir
 from moesim.specs.load import read_yaml, validate
 
-__all__ = ["Bands", "band_of", "load_stack", "save_bands", "save_stack", "shipped_bands", "shipped_stacks"]
+__all__ = [
+    "Bands",
+    "band_of",
+    "base_of",
+    "is_stack_file",
+    "load_stack",
+    "save_bands",
+    "save_stack",
+    "shipped_bands",
+    "shipped_stacks",
+]
 
 FOLDER = Path("hardware") / "calibrations" / "stacks"
 BANDS = "intervals"
@@ -45,6 +55,7 @@ class _StackFile(Frozen):
     n_rows: int = Field(default=0, ge=0)
     n_groups: int = Field(default=0, ge=0)
     note: str = ""
+    base: str = ""
     parameters: dict[str, float]
 
 
@@ -74,6 +85,20 @@ def load_stack(path: Path) -> tuple[str, StackParams]:
     return file.stack, StackParams(**file.parameters)
 
 
+def base_of(path: Path) -> str:
+    """Calibration (``device/stack``) that a stack file lies on, '' where it does not say."""
+    return validate(_StackFile, read_yaml(path), str(path)).base
+
+
+def is_stack_file(name: str) -> bool:
+    """Whether a name is a YAML file of a stack's parameters (not of a device's kernels)."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return False
+    found = read_yaml(path)
+    return isinstance(found, dict) and "stack" in found and "parameters" in found and "families" not in found
+
+
 def save_stack(
     path: Path,
     name: str,
@@ -84,11 +109,12 @@ def save_stack(
     n_rows: int = 0,
     n_groups: int = 0,
     note: str = "",
+    base: str = "",
 ) -> None:
     """Write a stack file that `load_stack` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["# What a serving stack adds to the kernels of its tables; meanings and units: docs/validation.md"]
-    for key, text in (("stack", name), ("source", source), ("date", date), ("note", note)):
+    for key, text in (("stack", name), ("source", source), ("date", date), ("note", note), ("base", base)):
         if text:
             lines.append(f'{key}: "{text}"')
     lines += [f"n_rows: {n_rows}", f"n_groups: {n_groups}", "parameters:"]
