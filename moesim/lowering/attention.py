@@ -102,7 +102,15 @@ def _mla_naive(ctx: Context, a: MlaAttention, heads: float, latent: float, stora
             GROUP,
         ),
         *_scores(
-            ctx, heads, heads, float(a.qk_head_dim), float(a.v_head_dim), kv_row, a.index_topk, is_mla=True, latent=latent
+            ctx,
+            heads,
+            heads,
+            float(a.qk_head_dim),
+            float(a.v_head_dim),
+            kv_row,
+            a.index_topk,
+            is_mla=True,
+            latent=latent,
         ),
     ]
 

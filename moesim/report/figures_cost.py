@@ -75,7 +75,9 @@ def pareto(result: RunResult) -> FigureBlock | None:
                 continue
             colour, marker = stand_in(system_colour(index)), MARKERS[index % len(MARKERS)]
             style = line_style(result.systems[index])
-            axes.plot([x for x, _, _ in own], [y for _, y, _ in own], color=colour, alpha=0.4, linewidth=1.2, linestyle=style)
+            axes.plot(
+                [x for x, _, _ in own], [y for _, y, _ in own], color=colour, alpha=0.4, linewidth=1.2, linestyle=style
+            )
             for x, y, c in own:
                 axes.plot(x, y, marker, color=colour, alpha=1.0 if (index, c) in best else 0.4, gid=f"tip-{index}-{c}")
         front = sorted((x, y) for i, x, y, c in points if (i, c) in best)

@@ -119,7 +119,10 @@ def _dots(result: RunResult) -> list[_Dot]:
         if s.basis.value == "named"
         for d in s.details
         for row in d.operators
-        if row.flops > 0 and row.moved_bytes > 0 and row.time_s > _SMALLEST_SHARE * d.time_s and row.group != "communication"
+        if row.flops > 0
+        and row.moved_bytes > 0
+        and row.time_s > _SMALLEST_SHARE * d.time_s
+        and row.group != "communication"
     ]
 
 

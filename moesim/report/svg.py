@@ -85,7 +85,9 @@ def log_axis(axes: Axes, which: str, ticks: list[float] | None = None, labels: l
     else:
         low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
         span = high / max(low, 1e-300)
-        subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if span < 8 else (1.0, 2.0, 3.0, 5.0) if span < 30 else (1.0, 2.0, 5.0)
+        subs = (
+            (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if span < 8 else (1.0, 2.0, 3.0, 5.0) if span < 30 else (1.0, 2.0, 5.0)
+        )
         axis.set_major_locator(LogLocator(subs=subs if span < 500 else (1.0,), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     axis.set_minor_formatter(NullFormatter())

@@ -88,7 +88,9 @@ class RoutingSpec(Frozen):
                 raise ValueError(f"{name}: {must} family {self.family.value!r}")
         low, high = _SKEWS.get(self.family, (0.0, 0.0))
         if self.skew is not None and not low <= self.skew <= high:
-            raise ValueError(f"skew: {self.skew:g} is outside {low:g}..{high:g}, what family {self.family.value!r} takes")
+            raise ValueError(
+                f"skew: {self.skew:g} is outside {low:g}..{high:g}, what family {self.family.value!r} takes"
+            )
         if self.popularity is not None and (min(self.popularity) < 0 or sum(self.popularity) <= 0):
             raise ValueError("popularity: weights must not be negative and must not all be zero")
         return self

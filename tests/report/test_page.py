@@ -17,7 +17,19 @@ from moesim.report.sections import build
 from moesim.study.results import RunResult
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "path", "use", "image", "rect", "circle"}
-SECTIONS = ("answer", "systems", "results", "why", "ranks", "routing", "flips", "operators", "quality", "inputs", "limits")
+SECTIONS = (
+    "answer",
+    "systems",
+    "results",
+    "why",
+    "ranks",
+    "routing",
+    "flips",
+    "operators",
+    "quality",
+    "inputs",
+    "limits",
+)
 
 
 class Reader(HTMLParser):

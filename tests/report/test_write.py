@@ -35,7 +35,9 @@ def test_result_comes_back_equal(report_dir: Path, result: RunResult) -> None:
     assert list(data) == sorted(data)
 
 
-def test_same_result_gives_the_same_bytes(report_dir: Path, result: RunResult, timeline: Timeline, tmp_path: Path) -> None:
+def test_same_result_gives_the_same_bytes(
+    report_dir: Path, result: RunResult, timeline: Timeline, tmp_path: Path
+) -> None:
     files = write_report(result, tmp_path / "again", timeline)
     assert contents(tmp_path / "again") == contents(report_dir)
     assert files[-1].name == "results.json"
