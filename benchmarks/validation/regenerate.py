@@ -41,12 +41,12 @@ def load_runs() -> tuple[Runs, list[bool]]:
 
 def snapshot(runs: Runs, is_moe: list[bool], projected: np.ndarray, errors: np.ndarray) -> list[dict[str, object]]:
     """Accuracy with groups left out, both of the parameters and of the intervals."""
-    bands = left_out_bands(runs.rows, errors)
+    bands = left_out_bands(runs.rows, is_moe, errors)
     judged = []
     for row, moe, (ttft, tpot) in zip(runs.rows, is_moe, projected, strict=True):
         own = bands[row.group]
-        low = (ttft * np.exp(own.ttft(row.warm_up)[0]), tpot * np.exp(own.tpot[0]))
-        high = (ttft * np.exp(own.ttft(row.warm_up)[1]), tpot * np.exp(own.tpot[1]))
+        low = (ttft * np.exp(own.ttft(row.warm_up)[0]), tpot * np.exp(own.tpot(moe)[0]))
+        high = (ttft * np.exp(own.ttft(row.warm_up)[1]), tpot * np.exp(own.tpot(moe)[1]))
         judged.append(Judged(row, moe, (ttft, tpot), low, high))
     return [
         {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(a).items()} for a in accuracy_table(judged)
@@ -66,7 +66,7 @@ def main() -> None:
             ROOT / FOLDER / f"{name}.yaml", name, stack, source=SOURCE, date="2026-11", n_rows=len(used),
             n_groups=len({r.group for r in used}),
         )  # fmt: skip
-    save_bands(ROOT / FOLDER / "intervals.yaml", bands_from(runs.rows, errors), SOURCE)
+    save_bands(ROOT / FOLDER / "intervals.yaml", bands_from(runs.rows, is_moe, errors), SOURCE)
     inside = predict_all(runs, stacks)
     alone = [
         Judged(r, m, (p[0], p[1]), (p[0], p[1]), (p[0], p[1]))

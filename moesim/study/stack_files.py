@@ -36,12 +36,17 @@ BANDS = "intervals"
 
 @dataclass(frozen=True, slots=True)
 class Bands:
-    """90% bands of log(measured / predicted), of rows that the fit never saw: TPOT, and TTFT by whether the client warmed up."""
+    """90% bands of log(measured / predicted), of rows that no fit saw: TPOT of mixtures and dense models, TTFT by warm-up."""
 
-    tpot: tuple[float, float] = (-0.35, 0.35)
+    tpot_moe: tuple[float, float] = (-0.35, 0.35)
+    tpot_dense: tuple[float, float] = (-0.35, 0.35)
     ttft_warm: tuple[float, float] = (-0.7, 0.7)
     ttft_cold: tuple[float, float] = (-0.9, 0.9)
     ttft_other: tuple[float, float] = (-0.9, 0.9)
+
+    def tpot(self, is_moe: bool) -> tuple[float, float]:
+        """The band of TPOT for a mixture or a dense model."""
+        return self.tpot_moe if is_moe else self.tpot_dense
 
     def ttft(self, warm_up: str) -> tuple[float, float]:
         """The band of TTFT for a client."""

@@ -50,3 +50,37 @@ def test_snapshot_meets_the_targets_it_is_said_to_meet() -> None:
     assert ttft["mean_abs_frac"] <= 0.30
     assert 0.85 <= tpot["coverage_frac"] <= 0.95
     assert 0.85 <= ttft["coverage_frac"] <= 0.95
+
+
+@pytest.mark.skipif(not sample.SHARED.is_file(), reason=f"needs {sample.SHARED}")
+def test_ten_runs_halve_the_error_of_an_unseen_stack() -> None:
+    # neither the group nor any run of its backend was seen: the common parameters, then ten runs of the group on top of them
+    from moesim.study.validate.fit import fit_all, fit_one
+    from moesim.study.validate.own_runs import OWN_WIDTH
+
+    spec = importlib.util.spec_from_file_location("regenerate", FOLDER / "regenerate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    runs, _ = module.load_runs()
+    group = np.asarray([f"{r.group} {r.backend}" for r in runs.rows])
+    backend = np.asarray([r.backend for r in runs.rows])
+    own = np.flatnonzero(group == "openai/gpt-oss-120b on b200_sxm trtllm")
+    prior = fit_all(
+        runs.at(
+            np.flatnonzero(
+                (backend != "trtllm") & (np.asarray([r.group for r in runs.rows]) != runs.rows[own[0]].group)
+            )
+        )
+    )["default"]
+    rng = np.random.default_rng(0)
+    before, after = [], []
+    for _ in range(4):
+        ten = rng.choice(own, 10, replace=False)
+        rest = runs.at(np.setdiff1d(own, ten))
+        measured = np.exp(rest.log_measured)
+        fitted = fit_one(runs.at(ten), prior, OWN_WIDTH)
+        before.append(np.abs(rest.batch.predict(prior) / measured - 1.0)[:, 1].mean())
+        after.append(np.abs(rest.batch.predict(fitted) / measured - 1.0)[:, 1].mean())
+    assert np.mean(after) < 0.5 * np.mean(before)

@@ -89,7 +89,7 @@ def _names(rows: Iterable[Judged]) -> list[str]:
     return sorted({f"{r.row.group}, {r.row.backend}" for r in rows})
 
 
-def bands_from(rows: Sequence[RunRow], log_errors: Floats) -> Bands:
+def bands_from(rows: Sequence[RunRow], is_moe: Sequence[bool], log_errors: Floats) -> Bands:
     """Bands from log(measured / predicted), [R, 2] TTFT and TPOT, of rows that the fit did not see."""
     warm = np.asarray([r.warm_up if r.warm_up in ("yes", "no") else "other" for r in rows])
     groups = np.asarray([r.group for r in rows])
@@ -99,18 +99,21 @@ def bands_from(rows: Sequence[RunRow], log_errors: Floats) -> Bands:
         use = keep & np.isfinite(log_errors[:, which])
         return band_of(log_errors[use, which], len(set(groups[use]))) if use.sum() >= 20 else default
 
-    every = np.ones(len(rows), dtype=bool)
+    moe = np.asarray(is_moe, dtype=bool)
     return Bands(
-        tpot=band(every, 1, whole.tpot), ttft_warm=band(warm == "yes", 0, whole.ttft_warm),
+        tpot_moe=band(moe, 1, whole.tpot_moe), tpot_dense=band(~moe, 1, whole.tpot_dense),
+        ttft_warm=band(warm == "yes", 0, whole.ttft_warm),
         ttft_cold=band(warm == "no", 0, whole.ttft_cold), ttft_other=band(warm == "other", 0, whole.ttft_other),
     )  # fmt: skip
 
 
-def left_out_bands(rows: Sequence[RunRow], log_errors: Floats) -> dict[str, Bands]:
+def left_out_bands(rows: Sequence[RunRow], is_moe: Sequence[bool], log_errors: Floats) -> dict[str, Bands]:
     """For every group the bands that the other groups' errors give, so that coverage is measured on unseen rows too."""
     groups = np.asarray([r.group for r in rows])
     found = {}
     for group in np.unique(groups):
         index = np.flatnonzero(groups != group)
-        found[str(group)] = bands_from([rows[int(i)] for i in index], log_errors[index])
+        found[str(group)] = bands_from(
+            [rows[int(i)] for i in index], [is_moe[int(i)] for i in index], log_errors[index]
+        )
     return found

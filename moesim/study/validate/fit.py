@@ -35,9 +35,9 @@ PRIOR: dict[str, tuple[float, float]] = {
 OF_BACKEND = {"trtllm": {"quantise_s": 0.2e-6, "gemm_call_ratio": 0.35}}
 #: Scatter of log TTFT and log TPOT that a good fit leaves, and how many rows of a group count at most.
 SCATTER = np.asarray([0.2, 0.07])
-N_EFFECTIVE = 20.0
+N_EFFECTIVE = 10.0
 #: Part of the prior's width that each level may use.
-COMMON, OWN, GENERATION = 3.0, 0.3, 0.2
+COMMON, OWN, GENERATION = 3.0, 0.3, 0.15
 PRIOR_WEIGHT = 2.0
 MOST_STEPS = 8
 

@@ -188,7 +188,7 @@ def _serving(case: PublishedCase, bench: Workbench) -> CaseResult:
         float(x) for x in Batch.of([row], [bench.features(row)]).predict(stack_for(stack_key(row), shipped_stacks()))[0]
     )
     bands = shipped_bands()
-    low, high = bands.ttft("yes") if case.metric == "ttft" else bands.tpot
+    low, high = bands.ttft("yes") if case.metric == "ttft" else bands.tpot(bench.instance(row).model.is_moe)
     if case.metric != "rate":
         value = (tpot if case.metric == "tpot" else ttft) * 1e3
         return CaseResult(case, value, value * math.exp(low), value * math.exp(high))

@@ -16,6 +16,7 @@ from moesim.analytic import estimate
 from moesim.cost.stack import StackParams
 from moesim.errors import InputError, MoesimError
 from moesim.study.stack_files import Bands, shipped_bands, shipped_stacks
+from moesim.study.uncertainty import ASSUMPTION_WIDTH, OUTSIDE_WIDTH
 from moesim.study.validate.accuracy import Judged
 from moesim.study.validate.fit import stack_for, stack_key
 from moesim.study.validate.predict import Batch
@@ -31,8 +32,6 @@ ADDED = (
 )  # fmt: skip
 Progress = Callable[[int, int], None]
 SAVE_EVERY = 50
-#: Half-width (of the logarithm) that time outside the tables' domain adds, and that of times no table stands behind. Assumptions.
-OUTSIDE_WIDTH, ASSUMED_WIDTH = 0.5, 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +104,10 @@ def predict_row(
     if step.extrapolated_frac > 0.1:
         reasons.append(f"{step.extrapolated_frac:.0%} of a decode step lies outside the measured shapes")
     if instance.cost.calibration is None:
-        extra = ASSUMED_WIDTH
+        extra = ASSUMPTION_WIDTH
         reasons.append("assumption only: no measured tables of this stack on this device")
     (ttft_low, ttft_high), (tpot_low, tpot_high) = (
-        _widened(band, extra) for band in (bands.ttft(row.warm_up), bands.tpot)
+        _widened(band, extra) for band in (bands.ttft(row.warm_up), bands.tpot(instance.model.is_moe))
     )
     is_moe = instance.model.is_moe
     memory = _memory_reason(row, bench)
