@@ -20,7 +20,7 @@ class Widths:
     """Half-widths from sources that do not know of each other.
 
     `held_out` is that of whole runs that the fit never saw where there are any; it contains the kernels' residuals, so `kernels`
-    is not added. Else `kernels`, weighted by time and fully correlated within a pass. `seeds` is what routing and arrivals scatter,
+    is not added. Else `kernels`, weighted by time, fully correlated in a pass. `seeds` is what routing and arrivals scatter,
     `outside_frac` the part of the time outside measured shapes; `is_assumption` where nothing was measured.
     """
 
