@@ -50,10 +50,11 @@ class Launch:
 
 
 def launch_of(row: RunRow) -> Launch:
-    """The row's own settings, or those of the published launch scripts behind most runs of SGLang on Blackwell.
+    """The row's own settings, or those that runs of SGLang on Blackwell seem to have used.
 
     Those look for requests every 10 passes, or 30 from 16 requests in flight on (``--scheduler-recv-interval``), and send every
-    10 tokens (``--stream-interval``). Source: the public scripts of InferenceMAX for SGLang on B200; others use defaults.
+    10 tokens (``--stream-interval``). Source: a public launch script of
+    SGLang on B200 sets an interval of 10; the other values are inferred from measured times (assumption). Others use defaults.
     """
     poll, stream = row.poll_passes, row.stream_tokens
     if row.backend == "sglang" and generation_of(row.system) == "blackwell":
