@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from moesim.sim.serving.rank import Plan, Rank
+from moesim.sim.serving.requests import Sequence
 
 __all__ = ["POLICIES", "Policy", "SglangPolicy", "StaticPolicy", "TrtllmPolicy", "VllmPolicy"]
 
@@ -121,11 +122,15 @@ class VllmPolicy(Policy):
             if left > budget and _runs_whole(rank, left):
                 return
             n = min(left, budget)
-            if not rank.admit(seq, n, n_hits, now):
+            if not rank.admit(seq, n, n_hits, now, room_for=self._room_for(seq)):
                 return
             rank.waiting.popleft()
             plan.chunks.append((seq, n))
             budget -= n
+
+    def _room_for(self, seq: Sequence) -> int:
+        """Tokens whose blocks a sequence takes when it starts; 0 takes them as they are needed."""
+        return 0
 
 
 class SglangPolicy(Policy):
@@ -190,25 +195,8 @@ class TrtllmPolicy(VllmPolicy):
     name = "trtllm"
     reserves = True
 
-    def _start(self, rank: Rank, plan: Plan, budget: int, now: float) -> None:
-        limits = rank.limits
-        while rank.waiting and budget > 0 and rank.n_running < limits.max_num_seqs:
-            seq = rank.waiting[0]
-            if seq.prefilled_elsewhere:
-                if not rank.admit_decoding(seq, now):
-                    return
-                rank.waiting.popleft()
-                continue
-            n_hits = rank.reuse_prefix(seq)
-            left = seq.target - n_hits * seq.request.hash_tokens
-            if left > budget and _runs_whole(rank, left):
-                return
-            n = min(left, budget)
-            if not rank.admit(seq, n, n_hits, now, room_for=seq.final_context):
-                return
-            rank.waiting.popleft()
-            plan.chunks.append((seq, n))
-            budget -= n
+    def _room_for(self, seq: Sequence) -> int:
+        return seq.final_context
 
     def _fits_first(self, rank: Rank) -> bool:
         seq = rank.waiting[0]
