@@ -135,7 +135,7 @@ class _Runner:
         points = tuple(
             measure_point(system, self.hardware, workload, n, self.engine, self.rng()) for n in workload.concurrency
         )
-        batch = max(1.0, self.at / system.n_instances)
+        batch = max(1.0, self.at / max(system.n_instances, system.n_members))
         decode = instance.decode_pass(batch, workload.mean_context)
         new = workload.input_tokens - workload.cached_prefix_tokens
         prefill = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens)[-1]
@@ -158,7 +158,7 @@ class _Runner:
             n_instances=system.n_instances, weight_dtypes=_dtypes(candidate), routing=_routing(candidate),
             memory=self.memory(system), points=points, details=tuple(details),
             expert_load=expert_load(instance, decode, self.rng()), paths=path_sample(instance, self.rng()),
-            notes=tuple(note for note in (model.note,) if note),
+            notes=tuple(note for note in (model.note, _rounds(system)) if note),
         )  # fmt: skip
         return result, timeline
 
@@ -235,6 +235,16 @@ class _Runner:
             inputs=input_origins(self.hardware, candidates, self.calibration),
             headline=headline(systems, comparisons, flips, self.at), notes=limits(self.scenario, self.engine),
         )  # fmt: skip
+
+
+def _rounds(system: System) -> str | None:
+    """What a pass in detail shows of an ensemble, None for other systems."""
+    if system.n_members == 1:
+        return None
+    return (
+        f"A pass in detail is one member's, with an even share of the requests; {system.members_per_slot} members take turns on "
+        "a slot, so a step of the table is a round of such passes."
+    )
 
 
 def _dtypes(candidate: Candidate) -> dict[str, str]:
