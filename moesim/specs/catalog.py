@@ -20,6 +20,7 @@ from moesim.specs.hardware import ClusterSpec, DeviceSpec, Hardware, LinkSpec
 from moesim.specs.json_text import line_of_field
 from moesim.specs.load import line_of, read_json, read_text, read_yaml, validate
 from moesim.specs.model import ModelSpec
+from moesim.specs.variants import Variant, quantised, variant_of
 
 __all__ = [
     "ModelCard",
@@ -101,12 +102,22 @@ def path_of(kind: str, name: str) -> Path:
     other = _other_names(kind)
     if name.lower() in other:
         return folder / f"{other[name.lower()]}.yaml"
+    variant = _variant(name) if kind == "model" else None
+    if variant is not None:
+        return folder / f"{variant.base}.yaml"
     known = [*names(kind), *other]
     if name and _is_file(Path(name) / "config.json"):
         return Path(name) / "config.json"
     close = nearest(name, known)
     hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else "see: moesim list"
     raise CatalogError(f"no {kind} of this name in the catalog", field=kind, value=name, hint=hint)
+
+
+@lru_cache(maxsize=256)
+def _variant(name: str) -> Variant | None:
+    """What a checkpoint's name says of a model of the catalog; None for names in the catalog itself, and for files."""
+    known = _other_names("model")
+    return None if name.lower() in known else variant_of(name, known)
 
 
 def _is_file(path: Path) -> bool:
@@ -156,7 +167,19 @@ def load_cluster(name: str) -> ClusterSpec:
 def load_card(name: str) -> ModelCard:
     """A model card by catalog name, alias, Hugging Face id or YAML file."""
     path = path_of("model", name)
-    return validate(ModelCard, read_yaml(path), str(path))
+    card = validate(ModelCard, read_yaml(path), str(path))
+    variant = None if path.parent != data_dir() / _FOLDERS["model"] else _variant(name)
+    return card if variant is None else _as_variant(card, variant, name)
+
+
+def _as_variant(card: ModelCard, variant: Variant, name: str) -> ModelCard:
+    """The card of a checkpoint of that name: the base's shape, the format that its name says."""
+    note = f"{name}: taken as {card.name}, which has the same shape by its name"
+    if variant.weight_format is None:
+        return card.model_copy(update={"note": note})
+    config = quantised(card.config, variant, is_moe=card.model_spec().is_moe)
+    stored = f"{note}; weights as {variant.weight_format}, which follows from the name (assumption)"
+    return card.model_copy(update={"name": name, "hf_id": None, "config": config, "note": stored})
 
 
 @lru_cache(maxsize=512)
