@@ -14,7 +14,7 @@ from moesim.specs.scenario import Engine
 from moesim.study.results import RunResult, SystemResult
 from moesim.study.run import load_scenario, run_scenario
 
-__all__ = ["report_command", "run_command"]
+__all__ = ["check_out", "report_command", "run_command"]
 
 
 def run_command(scenario: str, out: Path | None, engine: str | None, seed: int | None) -> None:
@@ -23,7 +23,7 @@ def run_command(scenario: str, out: Path | None, engine: str | None, seed: int |
     chosen = choice(Engine, engine, "--engine") if engine is not None else None
     spec, file = load_scenario(scenario)
     out_dir = out if out is not None else Path("reports") / file.stem
-    _check_out(out_dir)
+    check_out(out_dir)
     with progress_bar() as bar:
         task = bar.add_task("starting", total=1.0)
 
@@ -37,7 +37,7 @@ def run_command(scenario: str, out: Path | None, engine: str | None, seed: int |
     _say(run.result, out_dir, time.monotonic() - began)
 
 
-def _check_out(out_dir: Path) -> None:
+def check_out(out_dir: Path) -> None:
     """Refuse what cannot become a folder before the work is done."""
     first = next((path for path in (out_dir, *out_dir.parents) if path.exists()), None)
     if first is not None and not first.is_dir():

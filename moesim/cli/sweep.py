@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from moesim.cli.choices import choice
-from moesim.cli.run import _check_out
+from moesim.cli.run import check_out
 from moesim.errors import InputError
 from moesim.report.sweep import write_sweep
 from moesim.specs.sweep import SweepEngine
@@ -27,7 +27,7 @@ def sweep_command(sweep: str, out: Path | None, jobs: int, engine: str | None, s
     chosen = choice(SweepEngine, engine, "--engine") if engine is not None else None
     spec, file = load_sweep(sweep)
     out_dir = out if out is not None else Path("reports") / f"sweep-{file.stem}"
-    _check_out(out_dir)
+    check_out(out_dir)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<58.58}"), BarColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -18,7 +18,7 @@ from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, RoutingSpec
 
-__all__ = ["Counts", "Routed", "route_model", "tokens_per_source"]
+__all__ = ["Counts", "Routed", "fullest_source", "node_limited", "route_model", "tokens_per_source"]
 
 Key = tuple[int, int]
 Counts = Mapping[Key, NDArray[np.int64]]
@@ -43,8 +43,8 @@ class Routed:
 
         Balanced routing fills no expert beyond a capacity factor of 1 or more.
         """
-        key, family, layout = _key(ffn), self.spec.family, _limited(layout, ffn)
-        tokens, source, factor = step.n_tokens, _fullest_source(step, layout), self.spec.capacity_factor
+        key, family, layout = _key(ffn), self.spec.family, node_limited(layout, ffn)
+        tokens, source, factor = step.n_tokens, fullest_source(step, layout), self.spec.capacity_factor
         if family is RouterFamily.BALANCED or (family is RouterFamily.UNIFORM and factor is None):
             n_slots, balanced = float(self.placements[key].n_slots), family is RouterFamily.BALANCED
             load = uniform_load(tokens, n_slots, float(key[1]), layout, source, balanced=balanced)
@@ -74,7 +74,7 @@ class Routed:
         if self.spec.capacity_factor is not None:
             capacity = expert_capacity(int(tokens.sum()), *_key(ffn), self.spec.capacity_factor)
             of_layers = _capped(of_layers, capacity)
-        placement, layout = self._placement(ffn, indices), _limited(layout, ffn)
+        placement, layout = self._placement(ffn, indices), node_limited(layout, ffn)
         return drawn_load(of_layers, tokens, placement, layout, ffn.num_experts_per_tok, pairs=pairs)
 
     def _placement(self, ffn: MoeFfn, indices: tuple[int, ...]) -> Placement:
@@ -163,7 +163,7 @@ def tokens_per_source(step: Pass, layout: ExpertLayout) -> NDArray[np.int64]:
     return np.concatenate([_dealt(int(n) * new, n_inside) for n in sequences])
 
 
-def _fullest_source(step: Pass, layout: ExpertLayout) -> Num:
+def fullest_source(step: Pass, layout: ExpertLayout) -> Num:
     """Tokens that the fullest source rank routes; the batch may be an array."""
     if layout.tokens_are_everywhere:
         return step.n_tokens
@@ -175,7 +175,8 @@ def _fullest_source(step: Pass, layout: ExpertLayout) -> Num:
     return ceil_div(step.batch, float(layout.attention_dp_size)) * step.new_tokens / float(n_inside)
 
 
-def _limited(layout: ExpertLayout, ffn: MoeFfn) -> ExpertLayout:
+def node_limited(layout: ExpertLayout, ffn: MoeFfn) -> ExpertLayout:
+    """The layout with the block's limit on groups that a token may reach, if it has one."""
     if ffn.topk_group >= ffn.n_group:
         return layout
     return replace(layout, n_group=ffn.n_group, topk_group=ffn.topk_group)

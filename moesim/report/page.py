@@ -11,7 +11,7 @@ from moesim.report.text import ORIGIN_WORDS
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["render_page"]
+__all__ = ["render_page", "whole_words"]
 
 
 def render_page(document: Document) -> str:
@@ -25,7 +25,7 @@ def render_page(document: Document) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["whole"] = _whole
+    environment.filters["whole"] = whole_words
     environment.tests["kind"] = lambda block, name: type(block).__name__ == name
     light, dark = css_variables()
     return environment.get_template("page.html.j2").render(
@@ -33,7 +33,7 @@ def render_page(document: Document) -> str:
     )
 
 
-def _whole(text: str) -> Markup:
+def whole_words(text: str) -> Markup:
     """Names with hyphens stay on one line, as in Llama-2-70B."""
     from markupsafe import Markup, escape
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from moesim.report.colours import css_variables
 from moesim.report.document import Bullets, Callout, Document, Paragraph, Section
-from moesim.report.page import _whole
+from moesim.report.page import whole_words
 from moesim.report.sweep_figures import bars, heat, parallel, pareto
 from moesim.report.text import ORIGIN_WORDS
 from moesim.specs.sweep import Question
@@ -91,7 +91,7 @@ def _reasons(result: SweepResult) -> list[str]:
 
 
 def _facts(result: SweepResult) -> tuple[tuple[str, str], ...]:
-    base = result.plan.base.title
+    base = result.layout.base.title
     return (
         ("Base", base), ("Engine", result.engine), ("Cases", f"{result.n_cases:,}"),
         ("Axes", ", ".join(f"{path_words(c.path)} ({len(c.values)})" for c in result.settings)),
@@ -199,7 +199,7 @@ def render_sweep(result: SweepResult, document: Document) -> str:
         loader=PackageLoader("moesim.report"), autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["whole"] = _whole
+    environment.filters["whole"] = whole_words
     environment.tests["kind"] = lambda block, name: type(block).__name__ == name
     marks = sorted({int(i) for f in document.figures() for i in re.findall(r'data-i="(\d+)"', f.svg)})
     light, dark = css_variables()

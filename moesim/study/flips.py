@@ -9,13 +9,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from moesim.cost import CostModel
 from moesim.errors import InputError
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import LayerSpec, ModelSpec, MoeFfn
 from moesim.specs.scenario import Engine, FlipAxis
 from moesim.specs.workload import WorkloadSpec
 from moesim.study.instance import build_instance
+from moesim.study.links import scaled_cost
 from moesim.study.points import System, measure_point
 from moesim.study.results import FlipCurve, Point
 
@@ -111,7 +111,7 @@ def _point_at(
         elif axis is FlipAxis.CONTEXT:
             workload = workload.model_copy(update={"input_tokens": round(value)})
         elif axis is FlipAxis.LINK_BANDWIDTH:
-            system, hardware = _with_links(system, hardware, value)
+            system = _with_links(system, value)
         elif system.instance.model.is_moe:
             system = _with_experts(system, axis, round(value), rng)
         return measure_point(system, hardware, workload, concurrency, Engine.ANALYTIC, rng, explain=False)
@@ -119,16 +119,10 @@ def _point_at(
         return None
 
 
-def _with_links(system: System, hardware: Hardware, factor: float) -> tuple[System, Hardware]:
-    """All links of the hardware `factor` times as fast, latencies unchanged."""
-    old = system.instance.cost
-    network = replace(
-        old.network,
-        up_bytes_per_s=old.network.up_bytes_per_s * factor,
-        nic_bytes_per_s=old.network.nic_bytes_per_s * factor,
-    )
-    cost = CostModel(old.hardware, network, old.efficiency, old.calibration)
-    return replace(system, instance=replace(system.instance, cost=cost)), hardware
+def _with_links(system: System, factor: float) -> System:
+    """All links of the hardware `factor` times as fast, latencies unchanged; measured collectives go with them."""
+    cost = scaled_cost(system.instance.cost, factor, factor)
+    return replace(system, instance=replace(system.instance, cost=cost))
 
 
 def _with_experts(system: System, axis: FlipAxis, value: int, rng: np.random.Generator) -> System:

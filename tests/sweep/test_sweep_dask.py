@@ -22,7 +22,7 @@ def cluster():
 
 
 def test_a_cluster_gives_the_same_answers_and_redoes_those_of_a_lost_worker(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr("moesim.study.sweep.plan.TASK_GROUPS", 1)
+    monkeypatch.setattr("moesim.study.sweep.tasks.TASK_GROUPS", 1)
     flow = make(AXES, {"calibration": "none", "hardware": "h200_x2_nodes"}, engine="flow")
     analytic = make(AXES)
     same(run_sweep(analytic), run_sweep(analytic, scheduler=cluster.scheduler_address))

@@ -7,7 +7,7 @@ from sweep_base import BASE, make
 import moesim.study.sweep.identity as identity
 import moesim.study.sweep.run as running
 from moesim.specs.sweep import SweepEngine
-from moesim.study.sweep import make_plan, run_sweep
+from moesim.study.sweep import make_layout, run_sweep
 from moesim.study.sweep.store import Store
 
 AXES = [
@@ -31,32 +31,32 @@ def same(a, b):
 @pytest.fixture
 def small_tasks(monkeypatch):
     """Tasks of two groups, so that a small sweep has several."""
-    monkeypatch.setattr("moesim.study.sweep.plan.TASK_GROUPS", 1)
+    monkeypatch.setattr("moesim.study.sweep.tasks.TASK_GROUPS", 1)
 
 
 def test_each_case_has_its_own_identity_which_only_its_content_moves():
-    ids = make_plan(make(AXES)).ids
+    ids = make_layout(make(AXES)).ids
     assert len(set(ids)) == len(ids) == 18
-    reordered = make_plan(make([AXES[2], AXES[0], AXES[1]], title="other", description="words")).ids
+    reordered = make_layout(make([AXES[2], AXES[0], AXES[1]], title="other", description="words")).ids
     assert set(reordered) == set(ids)
-    wider = make_plan(make([*AXES[:2], {"path": "workload.concurrency", "values": [16, 64, 256]}])).ids
+    wider = make_layout(make([*AXES[:2], {"path": "workload.concurrency", "values": [16, 64, 256]}])).ids
     assert set(ids) < set(wider)  # a sweep that grows keeps what it has
     for changed in (
         make(AXES, seed=1), make(AXES, {"workload": {"input_tokens": 1000, "output_tokens": 256}}),
         make(AXES, {"calibration": "none"}),
         make(AXES, constraints=[{"kind": "fixed_active_params"}]), make(AXES, system="MoE", against="dense"),
     ):  # fmt: skip
-        assert set(make_plan(changed).ids).isdisjoint(ids)
-    assert set(make_plan(make(AXES), engine=SweepEngine.FLOW).ids).isdisjoint(ids)
+        assert set(make_layout(changed).ids).isdisjoint(ids)
+    assert set(make_layout(make(AXES), engine=SweepEngine.FLOW).ids).isdisjoint(ids)
 
 
 def test_another_version_or_calibration_invalidates(monkeypatch):
-    ids = make_plan(make(AXES)).ids
+    ids = make_layout(make(AXES)).ids
     monkeypatch.setattr(identity, "__version__", "99.0")
-    assert set(make_plan(make(AXES)).ids).isdisjoint(ids)
+    assert set(make_layout(make(AXES)).ids).isdisjoint(ids)
     monkeypatch.undo()
-    monkeypatch.setattr("moesim.study.sweep.plan.calibration_identity", lambda calibration: "refitted")
-    assert set(make_plan(make(AXES)).ids).isdisjoint(ids)
+    monkeypatch.setattr("moesim.study.sweep.layout.calibration_identity", lambda calibration: "refitted")
+    assert set(make_layout(make(AXES)).ids).isdisjoint(ids)
 
 
 def test_answers_are_kept_found_again_and_not_done_twice(tmp_path, monkeypatch):

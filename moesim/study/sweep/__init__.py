@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from moesim.study.sweep.plan import Plan, load_sweep, make_plan
+from moesim.study.sweep.files import load_sweep
+from moesim.study.sweep.layout import make_layout
 from moesim.study.sweep.results import SweepResult
 from moesim.study.sweep.run import Progress, Tick, run_sweep
+from moesim.study.sweep.tasks import Layout
 
-__all__ = ["Plan", "Progress", "SweepResult", "Tick", "load_sweep", "make_plan", "run_sweep"]
+__all__ = ["Layout", "Progress", "SweepResult", "Tick", "load_sweep", "make_layout", "run_sweep"]

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from moesim.errors import InputError, MissingExtraError
-from moesim.study.sweep.plan import Task
 from moesim.study.sweep.task import Answer, run_task
+from moesim.study.sweep.tasks import Task
 
 __all__ = ["answers"]
 

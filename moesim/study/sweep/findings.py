@@ -16,8 +16,8 @@ from moesim.study.flips import crossings
 from moesim.study.sweep.axes import Column
 from moesim.study.sweep.group import GroupCases, Rules, answer, is_quick
 from moesim.study.sweep.paths import Variant, read_path, variant_of
-from moesim.study.sweep.plan import numbers_of
 from moesim.study.sweep.results import SweepResult
+from moesim.study.sweep.tasks import numbers_of
 
 __all__ = ["Effect", "Swing", "best_case", "crossing_lines", "effects", "front", "grid_of", "swings"]
 
@@ -145,27 +145,27 @@ def swings(result: SweepResult, case: int) -> list[Swing]:
 
     Empty for simulated sweeps and for systems that the closed form over arrays cannot answer.
     """
-    plan = result.plan
-    if plan.engine is not SweepEngine.ANALYTIC or isinstance(plan.base, ServeScenarioSpec):
+    layout = result.layout
+    if layout.engine is not SweepEngine.ANALYTIC or isinstance(layout.base, ServeScenarioSpec):
         return []
     if result.spec.report.objective.startswith(("loss", "usd_ratio", "tpot_ratio")):
         return []
-    paths = {read_path(c.path, plan.base, plan.system): c.of(case) for c in plan.columns}
-    variant = variant_of(plan.base, {p: v for p, v in paths.items() if not p.is_number})
-    if not is_quick(variant, plan.system):
+    paths = {read_path(c.path, layout.base, layout.system): c.of(case) for c in layout.columns}
+    variant = variant_of(layout.base, {p: v for p, v in paths.items() if not p.is_number})
+    if not is_quick(variant, layout.system):
         return []
     numbers = numbers_of(
-        variant, plan.system, {p: np.asarray([float(v)]) for p, v in paths.items() if p.is_number}, 1
+        variant, layout.system, {p: np.asarray([float(v)]) for p, v in paths.items() if p.is_number}, 1
     )  # fmt: skip
     for name, column in (
         ("n_routed_experts", "n_experts"), ("num_experts_per_tok", "top_k"), ("moe_intermediate_size", "expert_width"),
         ("concurrency", "concurrency"),
     ):  # fmt: skip
         solved = float(result.number(column)[case])
-        if (name in numbers or plan.tasks[0].rules.targets) and np.isfinite(solved):
+        if (name in numbers or layout.tasks[0].rules.targets) and np.isfinite(solved):
             numbers[name] = np.asarray([solved])
     numbers.pop("split", None)
-    rules = Rules((), None, plan.tasks[0].rules.seed)
+    rules = Rules((), None, layout.tasks[0].rules.seed)
     base = _objective(result, variant, numbers, rules)
     found = []
     for what, change in _changes(variant, numbers).items():
@@ -193,7 +193,7 @@ def _changes(variant: Variant, numbers: Mapping[str, Floats]) -> dict[str, Any]:
 
 def _objective(result: SweepResult, variant: Variant, numbers: Mapping[str, Floats], rules: Rules) -> float | None:
     try:
-        columns = answer(GroupCases(variant, result.plan.system, dict(numbers)), rules)
+        columns = answer(GroupCases(variant, result.layout.system, dict(numbers)), rules)
     except InputError:
         return None
     value = float(columns[result.spec.report.objective][0])

@@ -29,10 +29,10 @@ from moesim.specs.routing import PlacementSpec, RoutingSpec
 from moesim.specs.scenario import SystemKind, SystemSpec
 from moesim.specs.sweep import ConstraintKind, SolvedBy
 from moesim.study.calibrated import calibration_for
+from moesim.study.links import scaled_cost
 from moesim.study.resolve import resolve_model
 from moesim.study.sweep.constraints import Target, solve_experts, split_experts
 from moesim.study.sweep.laws import loss_of
-from moesim.study.sweep.links import scaled_cost
 from moesim.study.sweep.passes import Passes, PassTimes, _Lowered, is_even, priced
 from moesim.study.sweep.paths import Variant, patched_model
 from moesim.study.sweep.shapes import Experts, changed_model, check_splits, memory_of, n_params_of, structural_check

@@ -18,7 +18,7 @@ from moesim.cost.energy import DYNAMIC_FRAC
 from moesim.cost.estimate import known_costs
 from moesim.cost.result import Bound
 from moesim.lowering import MoeLoad, Pass, Routed, expert_layout, lower, uniform_load
-from moesim.lowering.route import _fullest_source, _limited
+from moesim.lowering.route import fullest_source, node_limited
 from moesim.ops import COLLECTIVES, EXCHANGES, Op, Phase, Program
 from moesim.specs.base import Origin, weakest
 from moesim.specs.model import ModelSpec, MoeFfn
@@ -165,10 +165,10 @@ class Passes:
         def load_of(ffn: MoeFfn, indices: tuple[int, ...]) -> MoeLoad:
             if self.routed is not None:
                 return self.routed.expected(ffn, indices, step, layout)
-            limited = _limited(layout, ffn)
+            limited = node_limited(layout, ffn)
             n_experts, balanced = _float(ffn.n_routed_experts), _is_balanced(self.routing)
             n_slots = n_experts + float(self.parallel.redundant_experts)
-            source = _fullest_source(step, limited)
+            source = fullest_source(step, limited)
             load = uniform_load(
                 step.n_tokens, n_slots, _float(ffn.num_experts_per_tok), limited, source, balanced=balanced
             )

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from moesim._version import __version__
 from moesim.specs.sweep import SweepSpec
 from moesim.study.sweep.axes import Column
-from moesim.study.sweep.plan import Plan
 from moesim.study.sweep.store import Store
 from moesim.study.sweep.task import Answer
+from moesim.study.sweep.tasks import Layout
 from moesim.study.sweep.words import settings_words
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class SweepResult:
     name: str
     spec: SweepSpec
     engine: str
-    plan: Plan
+    layout: Layout
     settings: tuple[Column, ...]
     ids: tuple[str, ...]
     columns: Mapping[str, Any]
@@ -139,11 +139,13 @@ def _same_type(values: Sequence[Any]) -> bool:
     return len({type(v) for v in values}) == 1
 
 
-def gather(plan: Plan, name: str, store: Store | None, memory: Sequence[Answer], *, interrupted: bool) -> SweepResult:
+def gather(
+    layout: Layout, name: str, store: Store | None, memory: Sequence[Answer], *, interrupted: bool
+) -> SweepResult:
     """Answers from the store, or those in memory, in case order."""
-    columns = store.columns(plan.ids) if store is not None else _in_order(plan.ids, memory)
+    columns = store.columns(layout.ids) if store is not None else _in_order(layout.ids, memory)
     return SweepResult(
-        name, plan.spec, plan.engine.value, plan, plan.columns, plan.ids, columns, interrupted=interrupted
+        name, layout.spec, layout.engine.value, layout, layout.columns, layout.ids, columns, interrupted=interrupted
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Run a sweep: plan, answer what is not answered yet, keep every finished task, gather."""
+"""Run a sweep: lay out, answer what is not answered yet, keep every finished task, gather."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 from moesim.errors import InputError
 from moesim.specs.sweep import SweepEngine, SweepSpec
 from moesim.study.sweep.execute import answers
-from moesim.study.sweep.plan import Plan, make_plan
+from moesim.study.sweep.layout import make_layout
 from moesim.study.sweep.results import SweepResult, gather
 from moesim.study.sweep.store import Store
 from moesim.study.sweep.task import Answer
+from moesim.study.sweep.tasks import Layout
 
 __all__ = ["Progress", "Tick", "run_sweep"]
 
@@ -55,13 +56,13 @@ def run_sweep(
     Raises:
         InputError: anything wrong in the sweep or its base.
     """
-    plan = make_plan(spec, engine=engine, file=file)
+    layout = make_layout(spec, engine=engine, file=file)
     store = None if out_dir is None else Store.open(out_dir)
-    waiting = [task for task in plan.tasks if store is None or not store.has(task.ids)]
+    waiting = [task for task in layout.tasks if store is None or not store.has(task.ids)]
     memory: list[Answer] = []
-    n_kept = plan.n_cases - sum(task.n_cases for task in waiting)
+    n_kept = layout.n_cases - sum(task.n_cases for task in waiting)
     began, done, interrupted = time.monotonic(), 0, False
-    progress(Tick(n_kept, plan.n_cases, n_kept, 0.0, None))
+    progress(Tick(n_kept, layout.n_cases, n_kept, 0.0, None))
     try:
         with closing(answers(waiting, n_jobs, scheduler)) as coming:
             for answer in coming:
@@ -72,12 +73,12 @@ def run_sweep(
                 else:
                     store.add(answer)
                 done += len(answer.ids)
-                progress(_tick(plan, n_kept, done, time.monotonic() - began))
+                progress(_tick(layout, n_kept, done, time.monotonic() - began))
     except KeyboardInterrupt:
         interrupted = True
-    return gather(plan, name, store, memory, interrupted=interrupted)
+    return gather(layout, name, store, memory, interrupted=interrupted)
 
 
-def _tick(plan: Plan, n_kept: int, done: int, seconds: float) -> Tick:
+def _tick(layout: Layout, n_kept: int, done: int, seconds: float) -> Tick:
     rate = done / max(seconds, 1e-9)
-    return Tick(n_kept + done, plan.n_cases, n_kept, rate, (plan.n_cases - n_kept - done) / rate)
+    return Tick(n_kept + done, layout.n_cases, n_kept, rate, (layout.n_cases - n_kept - done) / rate)

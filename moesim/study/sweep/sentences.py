@@ -155,11 +155,11 @@ def _first(result: SweepResult, found: Sequence[Effect], moved: Sequence[Swing])
 
 
 def _systems(result: SweepResult) -> tuple[str, str]:
-    plan = result.plan
-    if isinstance(plan.base, ServeScenarioSpec):
-        return plan.base.system.name, "the other"
-    other = plan.base.systems[plan.against].name if plan.against is not None else "the other"
-    return plan.base.systems[plan.system].name, other
+    layout = result.layout
+    if isinstance(layout.base, ServeScenarioSpec):
+        return layout.base.system.name, "the other"
+    other = layout.base.systems[layout.against].name if layout.against is not None else "the other"
+    return layout.base.systems[layout.system].name, other
 
 
 def _verdict(result: SweepResult) -> str:

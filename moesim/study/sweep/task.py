@@ -14,13 +14,13 @@ from moesim.specs.hardware import Hardware
 from moesim.specs.scenario import Engine
 from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import SweepEngine
+from moesim.study.links import scaled_cost
 from moesim.study.points import measure_point
 from moesim.study.sweep.group import NUMBERS, GroupCases, answer, answer_all, is_quick, system_parts
-from moesim.study.sweep.links import scaled_cost
 from moesim.study.sweep.paths import variant_of
-from moesim.study.sweep.plan import Group, Task, numbers_of
 from moesim.study.sweep.serving import serve_columns, serve_variant
 from moesim.study.sweep.shapes import changed_model
+from moesim.study.sweep.tasks import Group, Task, numbers_of
 from moesim.study.systems import build_system
 
 __all__ = ["RATIOS", "Answer", "run_task"]
