@@ -1,60 +1,206 @@
-"""How the 90% interval of a result is made: which errors add, which compensate.
+"""How the 90% interval of every result is made: which errors add, which compensate. Numbers and arrays of cases alike.
 
-Half-widths are of logarithms (0.1 is about 10% either way), so that factors of times, rates and prices are treated alike.
+Widths are of logarithms (0.1 is about 10% either way), so that times, rates and prices are treated alike; ends need not be equal.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
-__all__ = ["ASSUMPTION_WIDTH", "OUTSIDE_WIDTH", "Widths", "ratio_width"]
+import numpy as np
+from numpy.typing import NDArray
 
-#: Added for time spent outside the tables' domain, in proportion, and taken where no table stands behind a result. Assumptions.
+from moesim.study.stack_files import Bands
+
+__all__ = [
+    "ASSUMPTION_WIDTH",
+    "OUTSIDE_WIDTH",
+    "Basis",
+    "Exposure",
+    "Kinship",
+    "Spread",
+    "quotient",
+    "spread_of",
+    "verdict",
+]
+
+Num = float | NDArray[np.float64]
+
+#: Added for time spent outside the tables' domain, and for time that only assumptions stand behind, in proportion. Assumptions.
 OUTSIDE_WIDTH = 0.5
 ASSUMPTION_WIDTH = 0.7
+#: Added where a stack's parameters come from another generation of GPUs. Between Hopper and Blackwell 0.1 was measured (bands of
+#: TPOT -0.22..0.16 when fitted on the other one); older and smaller devices are farther away (assumption).
+LENT_WIDTH = 0.15
+#: Added to TTFT where only kernels were measured: queueing, launches and clients are not in it. Assumption.
+UNSERVED_WIDTH = 0.3
+#: Added to joules: board power is published, its share in use is not measured. Assumption.
+POWER_WIDTH = 0.25
+#: Below this part of the time with measurements behind it, a result is "assumption only".
+LEAST_MEASURED = 0.5
+#: Ratio below which nobody should choose by numbers that rest on assumptions.
+TOO_CLOSE = 1.05
+
+
+class Basis(StrEnum):
+    """What stands behind an interval."""
+
+    RUNS = "serving runs that no fit saw"
+    LENT = "serving runs of another GPU generation"
+    KERNELS = "kernels that no fit saw"
+    ASSUMPTION = "assumption only"
+
+
+class Kinship(StrEnum):
+    """What the two sides of a ratio have in common, on one device and stack."""
+
+    STRANGERS = "different models"
+    MODEL = "one model"
+    SPLIT = "one model on one split"
+
+
+#: Part of the variance of log TPOT errors that two results share. Measured on the 1,646 runs with groups left out: errors of
+#: different models on one system and backend do not correlate (-0.07), those of one model do, and more so on one split.
+SHARED = {Kinship.STRANGERS: 0.0, Kinship.MODEL: 0.3, Kinship.SPLIT: 0.5}
 
 
 @dataclass(frozen=True, slots=True)
-class Widths:
-    """Half-widths from sources that do not know of each other.
+class Exposure:
+    """How a pass is exposed to errors, as fractions of its time: numbers, or arrays of cases.
 
-    `held_out` is that of whole runs that the fit never saw where there are any; it contains the kernels' residuals, so `kernels`
-    is not added. Else `kernels`, weighted by time, fully correlated in a pass. `seeds` is what routing and arrivals scatter,
-    `outside_frac` the part of the time outside measured shapes; `is_assumption` where nothing was measured.
+    `kernels` is the half-width from held-out residuals of its operators (within a kind taken as fully correlated, between kinds as
+    independent); `measured_frac` has measurements behind it, `outside_frac` lies outside their domain, `assumed_frac` is links and
+    kernels that nothing measured. `seeds` is what routing and arrivals scatter (half-width of the 90% interval of the logarithm).
     """
 
-    kernels: float | None = None
-    held_out: float | None = None
-    seeds: float = 0.0
-    outside_frac: float = 0.0
-    is_assumption: bool = False
+    kernels: Num = 0.0
+    measured_frac: Num = 1.0
+    outside_frac: Num = 0.0
+    assumed_frac: Num = 0.0
+    seeds: Num = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A 90% interval of log(true / predicted): from -`low` to `high`, both positive; nan is "assumption only"."""
+
+    low: Num
+    high: Num
+
+    def widened(self, *extra: Num) -> Spread:
+        """With independent errors on top, in quadrature."""
+        return Spread(_hypot(self.low, *extra), _hypot(self.high, *extra))
+
+    def inverse(self) -> Spread:
+        """Of a rate, if this is of the time."""
+        return Spread(self.high, self.low)
+
+    def ends(self, value: Any) -> tuple[Any, Any]:
+        """Around positive values.
+
+        >>> [round(x, 2) for x in Spread(0.1, 0.2).ends(10.0)]
+        [9.05, 12.21]
+        """
+        return value * _exp(-self.low), value * _exp(self.high)
+
+    def interval(self, value: float | None) -> tuple[float, float] | None:
+        """Around one value; None where there is none, or only assumptions stand behind it."""
+        if value is None or math.isnan(float(self.low)):
+            return None
+        low, high = self.ends(value)
+        return float(low), float(high)
 
     @property
-    def total(self) -> float:
-        """Half-width of the 90% interval: sources in quadrature.
-
-        >>> round(Widths(kernels=0.3, held_out=0.3, seeds=0.4).total, 3)
-        0.5
-        """
-        if self.is_assumption or (self.held_out is None and self.kernels is None):
-            base = ASSUMPTION_WIDTH
-        else:
-            base = self.held_out if self.held_out is not None else float(self.kernels or 0.0)
-        return math.hypot(base, self.seeds, OUTSIDE_WIDTH * self.outside_frac)
-
-    def interval(self, value: float) -> tuple[float, float]:
-        """Around a positive value."""
-        return value * math.exp(-self.total), value * math.exp(self.total)
+    def half_frac(self) -> Num:
+        """Half of the interval over the value, for where one number must do."""
+        return 0.5 * (_exp(self.high) - _exp(-self.low))
 
 
-def ratio_width(first: Widths, second: Widths, shared: float = 0.0) -> float:
-    """Half-width of a ratio of two results: quadrature, less what both have in common.
+def spread_of(basis: Basis, exposure: Exposure, bands: Bands, *, is_moe: bool, is_ttft: bool = False) -> Spread:
+    """The interval of a time.
 
-    `shared` is the half-width of an error that both carry alike (the same stack's host time, say), which a ratio cancels.
+    Errors of whole runs contain the kernels' residuals, which therefore count only where no runs stand behind a result. Time
+    outside the measured domain, or on assumptions, and scatter add in quadrature. Nan where less than half of the time was measured.
 
-    >>> round(ratio_width(Widths(held_out=0.3), Widths(held_out=0.4)), 3)
+    Args:
+        basis: what stands behind the result.
+        exposure: of the pass that most of the time is spent in.
+        bands: errors of runs that no fit saw.
+        is_moe: a mixture (TPOT's bands differ).
+        is_ttft: a time to first token.
+
+    >>> bands = Bands(tpot_moe=(-0.3, 0.3))
+    >>> round(spread_of(Basis.RUNS, Exposure(seeds=0.4), bands, is_moe=True).low, 3)
     0.5
     """
-    common = min(shared, first.total, second.total)
-    return math.sqrt(max(0.0, first.total**2 + second.total**2 - 2.0 * common**2))
+    e = exposure
+    extra = (OUTSIDE_WIDTH * e.outside_frac, ASSUMPTION_WIDTH * e.assumed_frac, e.seeds)
+    if basis in (Basis.RUNS, Basis.LENT):
+        low, high = bands.ttft_warm if is_ttft else bands.tpot(is_moe)
+        found = Spread(-low, high).widened(*extra, LENT_WIDTH if basis is Basis.LENT else 0.0)
+    else:
+        found = Spread(e.kernels, e.kernels).widened(*extra, UNSERVED_WIDTH if is_ttft else 0.0)
+    if basis is Basis.ASSUMPTION:
+        return Spread(found.low * math.nan, found.high * math.nan)
+    known = _where(e.measured_frac, LEAST_MEASURED)
+    return Spread(found.low * known, found.high * known)
+
+
+def quotient(top: Spread, bottom: Spread, kinship: Kinship = Kinship.STRANGERS) -> Spread:
+    """The interval of top / bottom: sqrt(t^2 + b^2 - 2 s t b), s the part of the variance that both share.
+
+    >>> round(quotient(Spread(0.3, 0.3), Spread(0.4, 0.4)).low, 3)
+    0.5
+    """
+    s = SHARED[kinship]
+
+    def side(t: Num, b: Num) -> Num:
+        squared = t * t + b * b - 2.0 * s * t * b
+        return math.sqrt(squared) if isinstance(squared, float) else np.sqrt(squared)
+
+    return Spread(side(top.low, bottom.high), side(top.high, bottom.low))
+
+
+def verdict(reference: str, other: str, ratio: float | None, spread: Spread | None) -> str:
+    """Who is cheaper and by how much, with the interval; or that it is too close to call.
+
+    Args:
+        reference: name of the system whose advantage `ratio` is.
+        other: name of the other one.
+        ratio: cost of the other over that of the reference; None if either has none.
+        spread: of the ratio; None or nan if only assumptions stand behind either.
+
+    >>> verdict("MoE", "dense", 1.7, Spread(0.2, 0.2))
+    'MoE is cheaper than dense, 1.70x [1.39, 2.08]'
+    """
+    if ratio is None:
+        return "cannot be compared"
+    better, worse, by = (reference, other, ratio) if ratio >= 1 else (other, reference, 1.0 / ratio)
+    if spread is None or math.isnan(float(spread.low)):
+        if by < TOO_CLOSE:
+            return f"too close to call ({reference} against {other}, ratio {ratio:.2f}; assumption only)"
+        return f"{better} is cheaper than {worse}, {by:.2f}x (assumption only)"
+    low, high = (spread if ratio >= 1 else spread.inverse()).ends(by)
+    if low < 1.0:
+        return f"too close to call ({better} against {worse}, {by:.2f}x [{low:.2f}, {high:.2f}])"
+    return f"{better} is cheaper than {worse}, {by:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def _hypot(*parts: Num) -> Num:
+    if all(isinstance(x, float) for x in parts):
+        return math.hypot(*parts)
+    return np.asarray(np.sqrt(sum(np.square(x) for x in parts)))
+
+
+def _exp(x: Num) -> Num:
+    return math.exp(x) if isinstance(x, float) else np.asarray(np.exp(x))
+
+
+def _where(frac: Num, least: float) -> Num:
+    """1 where enough, else nan."""
+    if isinstance(frac, float):
+        return 1.0 if frac >= least else math.nan
+    return np.where(np.asarray(frac) >= least, 1.0, math.nan)
