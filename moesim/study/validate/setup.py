@@ -16,6 +16,7 @@ from moesim.specs.dtypes import Dtype, Storage
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec, MoeFfn, WeightStorage
 from moesim.specs.parallel import ParallelSpec
+from moesim.specs.variants import kept_in_nvfp4
 from moesim.study.instance import Instance, build_instance
 from moesim.study.validate.table import RunRow
 
@@ -51,8 +52,7 @@ def model_of(name: str, precision: str, backend: str, device: str) -> ModelSpec:
     """The model as the stack runs it in a coarse `precision` (bf16, fp8, fp8_tensor, fp4; '' is as the model's own card says).
 
     fp8: block-wise where the model is published so (mixtures of recent families), else one scale per tensor. fp4: NVFP4, or what
-    the card says where experts are MXFP4 already; attention of latent-attention models stays in 16 bits, as in the published
-    NVFP4 checkpoints of DeepSeek. Source: quantisation configs of those checkpoints; the rule for others is an assumption.
+    the card says where experts are MXFP4 already; what NVFP4 checkpoints leave in 16 bits is `specs.variants.kept_in_nvfp4`.
 
     Raises:
         InputError: unknown model or precision.
@@ -91,16 +91,13 @@ def _fp4(generation: str) -> Callable[[ModelSpec], WeightStorage]:
             act = Dtype.FP8 if generation == "blackwell" else Dtype.BF16
             return storage.model_copy(update={"expert_activation": act})
         linear = Storage(dtype=Dtype.NVFP4)
-        update = {**_linears(linear), "expert_activation": Dtype.NVFP4, "kv_cache": Storage(dtype=Dtype.FP8)}
-        if _is_latent(model):
-            update["attention"] = Storage(dtype=Dtype.BF16)
+        if Dtype.NVFP4 in (storage.routed_experts.dtype, storage.dense_ffn.dtype):
+            return storage
+        kept = dict.fromkeys(kept_in_nvfp4(model.name, model.is_moe), Storage(dtype=Dtype.BF16))
+        update = {**_linears(linear), **kept, "expert_activation": Dtype.NVFP4, "kv_cache": Storage(dtype=Dtype.FP8)}
         return storage.model_copy(update=update)
 
     return change
-
-
-def _is_latent(model: ModelSpec) -> bool:
-    return any(getattr(layer.attention, "kind", "") == "mla" for layer in model.layers)
 
 
 def _linears(storage: Storage) -> dict[str, Storage | Dtype]:
