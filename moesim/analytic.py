@@ -207,7 +207,7 @@ def _line(
     # by position: a report asks for hundreds of these, and keywords cost a third of the time
     return OpLine(
         op.name, op.group, segment.name, op.kind, n, time_s, hidden_s, cost.bound, flops, moved, cost.origin,
-        cost.error_frac, cost.is_extrapolated,
+        _mean(cost.error_frac), cost.is_extrapolated,
     )  # fmt: skip
 
 
@@ -246,6 +246,10 @@ def _over_layers(time: Num, n_repeat: int) -> Num:
 def _at(x: Num, slowest: NDArray[np.intp], shape: tuple[int, ...]) -> float:
     full = np.broadcast_to(x, shape)
     return float(np.take_along_axis(full, slowest[..., None], axis=-1).sum())
+
+
+def _mean(x: Num | None) -> float | None:
+    return x if x is None or isinstance(x, float) else float(np.mean(x))
 
 
 def _scalar(x: Num) -> float:

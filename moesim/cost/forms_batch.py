@@ -98,7 +98,7 @@ def price_array(families: Sequence[Predicts], shape: Shape) -> OpCost:
         link_s=memory if is_link else zero,
         latency_s=full(prices.latency_s),
         origin=Origin.FITTED,
-        error_frac=float(full(prices.half_width).mean()) if prices.has_interval.all() else None,
+        error_frac=full(prices.half_width) if prices.has_interval.all() else None,
         is_extrapolated=bool(prices.is_outside.any()),
     )
 

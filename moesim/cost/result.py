@@ -31,8 +31,8 @@ class OpCost:
 
     `time_s` is what the simulator holds an engine for. `compute_s`, `memory_s` and `link_s` are the times that each bound alone
     would take at the efficiency in force, `latency_s` what does not depend on size. `error_frac` is the half-width of the 90%
-    interval, as a fraction of the time; None where nothing was measured. `is_extrapolated` tells a shape outside the domain of
-    the calibration.
+    interval, as a fraction of the time (an array where times are one); None where nothing was measured. `is_extrapolated` tells
+    a shape outside the domain of the calibration.
     """
 
     time_s: Num
@@ -41,7 +41,7 @@ class OpCost:
     link_s: Num = 0.0
     latency_s: Num = 0.0
     origin: Origin = Origin.ASSUMPTION
-    error_frac: float | None = None
+    error_frac: Num | None = None
     is_extrapolated: bool = False
 
     @property

@@ -154,3 +154,13 @@ def test_flow_engine_agrees_with_the_closed_form_within_its_imbalance():
     flow = run_sweep(make(axes, base, engine="flow")).number("decode_step_s")
     assert flow == pytest.approx(closed, rel=0.5)
     assert not np.array_equal(flow, closed)
+
+
+def test_each_case_has_its_own_interval() -> None:
+    values = [1, 16, 256, 4096, 8192]
+    together = run_sweep(make([{"path": "workload.concurrency", "values": values}])).number("error_frac")
+    alone = [
+        run_sweep(make([{"path": "workload.concurrency", "values": [n]}])).number("error_frac")[0] for n in values
+    ]
+    assert together == pytest.approx(alone, rel=1e-9, nan_ok=True)
+    assert len(set(together.tolist())) > 1

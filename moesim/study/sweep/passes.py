@@ -275,7 +275,7 @@ class _Sums:
         self.power = self.power + time * _power(cost)
         if op.kind in COLLECTIVES or op.kind in EXCHANGES:
             self.comm = self.comm + time
-        self.error = self.error + time * (ASSUMED_ERROR_FRAC if cost.error_frac is None else cost.error_frac)
+        self.error = self.error + time * (ASSUMED_ERROR_FRAC if cost.error_frac is None else _rows_of(cost.error_frac))
         if cost.error_frac is not None:
             self.measured = self.measured + time
         self.origins.add(cost.origin)
