@@ -159,8 +159,6 @@ def test_flow_engine_agrees_with_the_closed_form_within_its_imbalance():
 def test_each_case_has_its_own_interval() -> None:
     values = [1, 16, 256, 4096, 8192]
     together = run_sweep(make([{"path": "workload.concurrency", "values": values}])).number("error_frac")
-    alone = [
-        run_sweep(make([{"path": "workload.concurrency", "values": [n]}])).number("error_frac")[0] for n in values
-    ]
+    alone = [run_sweep(make([{"path": "workload.concurrency", "values": [n]}])).number("error_frac")[0] for n in values]
     assert together == pytest.approx(alone, rel=1e-9, nan_ok=True)
     assert len(set(together.tolist())) > 1
