@@ -56,7 +56,10 @@ class PeakFlops(Frozen):
 
 
 class DeviceSpec(Sourced):
-    """One accelerator (or CPU), as one rank sees it. Bandwidths are per direction."""
+    """One accelerator (or CPU), as one rank sees it. Bandwidths are per direction.
+
+    `same_chip_as` names a device with the same die and memory on a board with other links: its kernels' calibrations stand in.
+    """
 
     name: str
     vendor: str
@@ -78,6 +81,7 @@ class DeviceSpec(Sourced):
     board_power_w: Watts | None = None
     idle_power_w: Watts | None = None
     price_usd_per_h: UsdPerH | None = None
+    same_chip_as: str | None = None
     note: str | None = None
 
     @property

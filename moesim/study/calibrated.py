@@ -7,9 +7,10 @@ from pathlib import Path
 from moesim.calibrate.store import calibration_names, find_calibration
 from moesim.cost import CalibratedOps
 from moesim.cost.forms_eager import EAGER_KERNELS
-from moesim.cost.layered import LayeredCalibration
+from moesim.cost.layered import BorrowedCalibration, LayeredCalibration
 from moesim.cost.stack import StackedCalibration
-from moesim.errors import InputError
+from moesim.errors import CatalogError, InputError
+from moesim.specs.catalog import load_device
 from moesim.specs.dtypes import Dtype
 from moesim.study.stack_files import base_of, is_stack_file, load_stack
 
@@ -26,6 +27,8 @@ COLLECTIVES_STACK = "nccl"
 def calibration_for(name: str | None, device: str) -> CalibratedOps | None:
     """The calibration for `device`, with the device's collectives beneath it where the stack has none of its own.
 
+    A device without any borrows the kernels of the one that its file names as the same chip.
+
     Args:
         name: ``device/stack``, a stack of this device, a file, ``none``, or None for the device's first by `PREFERRED_STACKS`;
             of a profile of whole PyTorch layers also ``stack:KERNEL`` (looped, grouped, padded, transformers, user), in place of
@@ -41,6 +44,11 @@ def calibration_for(name: str | None, device: str) -> CalibratedOps | None:
     if name is not None and name.endswith((".yaml", ".yml")) and is_stack_file(name):
         return _stacked(Path(name), device)
     own = {known.partition("/")[2]: known for known in calibration_names() if known.startswith(f"{device}/")}
+    lender = None if own else _same_chip(device)
+    if lender is not None:
+        lent = calibration_for(name, lender)
+        kernels = lent.layers[0] if isinstance(lent, LayeredCalibration) else lent
+        return None if kernels is None else BorrowedCalibration(kernels, load_device(lender))
     if name is None:
         chosen = [own[stack] for stack in (*PREFERRED_STACKS, *own) if stack in own]
         if not chosen:
@@ -58,6 +66,14 @@ def calibration_for(name: str | None, device: str) -> CalibratedOps | None:
     if COLLECTIVES_STACK in own and found.stack != COLLECTIVES_STACK:
         return LayeredCalibration((found, find_calibration(own[COLLECTIVES_STACK])))
     return found
+
+
+def _same_chip(device: str) -> str | None:
+    """The device of the same chip that lends its kernels; None for devices of no catalog."""
+    try:
+        return load_device(device).same_chip_as
+    except CatalogError:
+        return None
 
 
 def _stacked(path: Path, device: str) -> CalibratedOps | None:

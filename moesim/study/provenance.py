@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moesim.cost import CalibratedOps
+from moesim.cost.layered import BorrowedCalibration
 from moesim.errors import InputError
 from moesim.specs.base import Origin, Sourced
 from moesim.specs.catalog import load_card, load_cluster
@@ -94,6 +95,11 @@ def _efficiency(calibration: CalibratedOps | None) -> InputOrigin:
         return InputOrigin(
             what="efficiencies", value="default table", origin=Origin.ASSUMPTION,
             source="rounded from public kernels on data-centre GPUs; no calibration of this device was given",
+        )  # fmt: skip
+    if isinstance(calibration, BorrowedCalibration):
+        return InputOrigin(
+            what="efficiencies", value=calibration.name, origin=Origin.ASSUMPTION,
+            source=f"fitted to operators measured on {calibration.lender.name}, the same chip; not on this device",
         )  # fmt: skip
     return InputOrigin(
         what="efficiencies",
