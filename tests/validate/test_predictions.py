@@ -111,6 +111,11 @@ def test_what_a_precision_means() -> None:
         model_of("meta-llama/Llama-3.1-70B", "fp3", "vllm", "h100_sxm")
 
 
+@pytest.mark.parametrize(("alias", "device"), [("gb200_sxm", "gb200"), ("gb200_nvl72", "gb200"), ("h100", "h100_sxm")])
+def test_aliases_and_clusters_of_a_device_find_its_tables(alias: str, device: str) -> None:
+    assert times(system=alias) == times(system=device)
+
+
 def test_settings_of_a_launch_can_be_given() -> None:
     row = sample.run_row(backend="sglang", system="b200_sxm", concurrency=32)
     assert launch_of(row).poll_passes == 30.0

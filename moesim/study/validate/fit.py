@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.cost.stack import DEFAULT_STACK, StackParams
+from moesim.study.kernels import generation_of, stack_for
 from moesim.study.validate.predict import Batch
-from moesim.study.validate.setup import generation_of
 from moesim.study.validate.table import RunRow
 
 __all__ = ["Runs", "fit_all", "fit_one", "left_out", "predict_all", "stack_for", "stack_key"]
@@ -44,7 +44,7 @@ MOST_STEPS = 8
 
 def stack_key(row: RunRow) -> str:
     """Backend and GPU generation, as in the names of stack files."""
-    return f"{row.backend}_{generation_of(row.system)}"
+    return f"{row.backend}_{generation_of(row.device)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +110,6 @@ def fit_all(runs: Runs) -> dict[str, StackParams]:
         for key in np.unique(keys[backends == backend]):
             found[str(key)] = fit_one(runs.at(np.flatnonzero(keys == key)), middle, GENERATION)
     return found
-
-
-def stack_for(key: str, stacks: Mapping[str, StackParams]) -> StackParams:
-    """A stack's own parameters, else its backend's, else the common ones."""
-    return stacks.get(key) or stacks.get(key.partition("_")[0]) or stacks.get("default", DEFAULT_STACK)
 
 
 def predict_all(runs: Runs, stacks: Mapping[str, StackParams]) -> Floats:

@@ -62,7 +62,7 @@ def calibrate_runs(tables: Sequence[Path], out: Path, name: str | None, defaults
     prior = stack_for(keys[0], shipped_stacks())
     before, after = cross_validated(runs, prior)
     stack = fit_one(runs, prior, OWN_WIDTH)
-    device = SIBLINGS.get(rows[0].system, rows[0].system)
+    device = SIBLINGS.get(rows[0].device, rows[0].device)
     save_stack(
         out, name or keys[0], stack, source=f"{len(rows)} own runs: {', '.join(p.name for p in tables)}", n_rows=len(rows),
         n_groups=len({r.group for r in rows}), base=f"{device}/{rows[0].backend}",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moesim.errors import InputError
+from moesim.specs.catalog import load_hardware
 
 __all__ = ["REQUIRED", "RunRow", "read_table", "row_of"]
 
@@ -47,6 +48,15 @@ class RunRow:
     def group(self) -> str:
         """Model and system: what is left out together."""
         return f"{self.model} on {self.system}"
+
+    @property
+    def device(self) -> str:
+        """The catalog's name of the device that the system is made of, whichever alias or cluster the row names.
+
+        Raises:
+            CatalogError: an unknown system.
+        """
+        return load_hardware(self.system).device.name
 
     @property
     def mean_isl(self) -> float:

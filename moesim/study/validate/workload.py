@@ -57,7 +57,7 @@ def launch_of(row: RunRow) -> Launch:
     SGLang on B200 sets an interval of 10; the other values are inferred from measured times (assumption). Others use defaults.
     """
     poll, stream = row.poll_passes, row.stream_tokens
-    if row.backend == "sglang" and generation_of(row.system) == "blackwell":
+    if row.backend == "sglang" and generation_of(row.device) == "blackwell":
         poll = poll if poll is not None else (30.0 if row.concurrency >= 16 else 10.0)
         stream = stream if stream is not None else 10.0
     return Launch(poll or 0.0, stream or 1.0)
