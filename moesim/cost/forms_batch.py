@@ -14,7 +14,7 @@ from moesim.cost.result import OpCost
 from moesim.ops import CollectiveShape, MoeShape, Shape
 from moesim.specs.base import Origin
 
-__all__ = ["Predicts", "identity", "is_scalar", "price_array", "price_scalars"]
+__all__ = ["Predicts", "identity", "is_scalar", "price_array", "price_quickest", "price_scalars"]
 
 _SMALLEST_TO_SHARE = 256
 _CHUNK = 8192
@@ -101,6 +101,33 @@ def price_array(families: Sequence[Predicts], shape: Shape) -> OpCost:
         error_frac=full(prices.half_width) if prices.has_interval.all() else None,
         is_extrapolated=bool(prices.is_outside.any()),
     )
+
+
+def price_quickest(families: Sequence[Predicts], shape: Shape, rest: OpCost) -> OpCost:
+    """Cost of a shape with arrays in it, each point by the quickest family measured near it; elsewhere that of `rest`."""
+    small, inverse, size = _distinct(shape)
+    each = [_price_in_chunks((family,), small) for family in families]
+    seconds = np.stack([np.where(p.is_outside, np.inf, p.time_s) for p in each])
+    best, points = np.argmin(seconds, axis=0), np.arange(seconds.shape[1])
+
+    def full(values: Array) -> Array:
+        return np.asarray((values if inverse is None else values[inverse]).reshape(size))
+
+    def picked(name: str) -> Array:
+        return np.asarray(np.stack([getattr(p, name) for p in each])[best, points])
+
+    nowhere = full(np.isinf(seconds.min(axis=0)))
+
+    def merged(name: str, own: str) -> Array:
+        values = full(picked(own))
+        return np.where(nowhere, getattr(rest, name), values) if nowhere.any() else values
+
+    known = bool(picked("has_interval").all()) and (rest.error_frac is not None or not nowhere.any())
+    return OpCost(
+        merged("time_s", "time_s"), merged("compute_s", "compute_s"), merged("memory_s", "memory_s"), 0.0,
+        merged("latency_s", "latency_s"), Origin.FITTED, merged("error_frac", "half_width") if known else None,
+        bool(nowhere.any()),
+    )  # fmt: skip
 
 
 def _price_in_chunks(families: Sequence[Predicts], shape: Shape) -> _Prices:

@@ -208,7 +208,7 @@ class Calibration:
             if self.moe_kernel and op.group in _IN_WHOLE_LAYERS:
                 found[i] = _INCLUDED
                 continue
-            fits = self._families_for(op)
+            fits = self.families_for(op)
             if not fits:
                 continue
             if is_scalar(op.shape):
@@ -228,7 +228,7 @@ class Calibration:
                     found[i] = cost
         return found
 
-    def _families_for(self, op: Op) -> tuple[Family, ...]:
+    def families_for(self, op: Op) -> tuple[Family, ...]:
         """Families that can cost it: of the first format that has any."""
         request = request_of(op)
         if request is None:

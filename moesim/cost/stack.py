@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from moesim.cost.estimate import CalibratedOps, known_costs, roofline
+from moesim.cost.forms_batch import is_scalar, price_quickest
 from moesim.cost.forms_calibration import Calibration
 from moesim.cost.result import OpCost
 from moesim.ops import Op, OpKind, minimum
@@ -101,11 +102,13 @@ class QuickestKernel:
 
     Serving stacks pick among kernels by timing them (autotuning) or by rules that were found so; nearest-measured would not.
     Where no kernel was measured near the shape, `rest` decides. The tables time the whole call of fused experts, so ordering
-    tokens by expert and summing the outputs cost nothing of their own.
+    tokens by expert and summing the outputs cost nothing of their own. Of a grid of shapes each gets its own kernel `by_point`,
+    else all of them the one that is quickest on average.
     """
 
     rest: CalibratedOps
-    kernels: tuple[CalibratedOps, ...]
+    kernels: tuple[Calibration, ...]
+    by_point: bool = False
 
     @property
     def name(self) -> str:
@@ -123,6 +126,11 @@ class QuickestKernel:
         at = [i for i, op in enumerate(ops) if op.kind is OpKind.GROUPED_GEMM]
         if not at or not self.kernels:
             return found
+        if self.by_point:
+            grids = [i for i in at if not is_scalar(ops[i].shape)]
+            for i in grids:
+                found[i] = self._of_grid(ops[i], found[i])
+            at = [i for i in at if i not in set(grids)]
         experts = [ops[i] for i in at]
         tried = [known_costs(kernel, experts, device) for kernel in self.kernels]
         for i, costs in zip(at, zip(*tried, strict=True), strict=True):
@@ -131,21 +139,26 @@ class QuickestKernel:
                 found[i] = min(inside, key=lambda cost: float(np.mean(cost.time_s)))
         return found
 
+    def _of_grid(self, op: Op, rest: OpCost | None) -> OpCost | None:
+        """The quickest kernel at each point of a grid; where none was measured nearby, what `rest` says."""
+        families = [family for kernel in self.kernels for family in kernel.families_for(op)]
+        return price_quickest(families, op.shape, rest) if families and rest is not None else rest
+
 
 def with_quickest_experts(
-    calibration: Calibration, expert_activation: Dtype, lenders: Sequence[Calibration] = ()
+    calibration: Calibration, expert_activation: Dtype, lenders: Sequence[Calibration] = (), *, by_point: bool = False
 ) -> QuickestKernel:
     """Experts by the quickest kernel of the stack that takes `expert_activation`, among its own and borrowed ones.
 
     Kernels of another activation format run only where the stack has none of the right one.
     """
     weights = {f.key.dtype for f in calibration.families if f.key.kind == "moe"}
-    kernels: list[CalibratedOps] = []
+    kernels: list[Calibration] = []
     for dtype in sorted(weights):
         own = [f for c in (calibration, *lenders) for f in c.families if f.key.kind == "moe" and f.key.dtype == dtype]
         right = [f for f in own if f.key.act_dtype == expert_activation.value] if dtype == Dtype.MXFP4.value else own
         kernels += [replace(calibration, families=(f,)) for f in right or own]
-    return QuickestKernel(calibration, tuple(kernels))
+    return QuickestKernel(calibration, tuple(kernels), by_point)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from moesim.analytic import StepEstimate, estimate
 from moesim.cost import CostModel
+from moesim.cost.served import stack_of
 from moesim.lowering import MoeLoad, Pass, Routed, expert_layout, lower, route_model
 from moesim.lowering.route import Counts
 from moesim.memory import MemoryReport, Serving, check_memory
@@ -19,6 +20,7 @@ from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.routing import RouterFamily, RoutingSpec
 from moesim.study.halves import HalvedCounts, halved, split_pass
+from moesim.study.kernels import as_run
 
 if TYPE_CHECKING:
     from moesim.sim import FlowResult
@@ -151,7 +153,7 @@ def build_instance(
     overlap: Overlap | bool = False,
     rng: np.random.Generator | None = None,
 ) -> Instance:
-    """Check the split and build routers and costs.
+    """Check the split and build routers and costs; a serving stack's experts get the activations that it runs them with.
 
     Raises:
         ParallelError: a split that does not divide the model.
@@ -159,6 +161,8 @@ def build_instance(
     """
     parallel.check(model)
     used = hardware.with_n_devices(parallel.n_ranks)
+    if cost is not None and stack_of(cost.calibration) is not None:
+        model = as_run(model, hardware.device.name)
     routed = None
     if model.is_moe:
         routed = route_model(model, routing or RoutingSpec(), parallel, hardware.scale_up_domain_size, rng)

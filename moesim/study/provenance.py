@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from moesim.cost import CalibratedOps
 from moesim.cost.layered import BorrowedCalibration
+from moesim.cost.stack import StackedCalibration
 from moesim.errors import InputError
 from moesim.specs.base import Origin, Sourced
 from moesim.specs.catalog import load_card, load_cluster
@@ -96,16 +97,16 @@ def _efficiency(calibration: CalibratedOps | None) -> InputOrigin:
             what="efficiencies", value="default table", origin=Origin.ASSUMPTION,
             source="rounded from public kernels on data-centre GPUs; no calibration of this device was given",
         )  # fmt: skip
-    if isinstance(calibration, BorrowedCalibration):
+    stacked = calibration if isinstance(calibration, StackedCalibration) else None
+    tables = calibration if stacked is None else stacked.own
+    runs = "" if stacked is None else f", and factors and host times fitted to serving runs ({stacked.label})"
+    if isinstance(tables, BorrowedCalibration):
         return InputOrigin(
             what="efficiencies", value=calibration.name, origin=Origin.ASSUMPTION,
-            source=f"fitted to operators measured on {calibration.lender.name}, the same chip; not on this device",
+            source=f"fitted to operators measured on {tables.lender.name}, the same chip; not on this device{runs}",
         )  # fmt: skip
     return InputOrigin(
-        what="efficiencies",
-        value=calibration.name,
-        origin=Origin.FITTED,
-        source="calibration fitted to measured operators",
+        what="efficiencies", value=calibration.name, origin=Origin.FITTED, source=f"fitted to measured operators{runs}"
     )
 
 

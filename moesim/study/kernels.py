@@ -1,0 +1,97 @@
+"""Which kernel tables and which fitted parameters a serving stack has on a device; shared by every command and by `validate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from moesim.calibrate.store import find_calibration
+from moesim.cost import CalibratedOps
+from moesim.cost.forms_calibration import Calibration
+from moesim.cost.layered import LayeredCalibration
+from moesim.cost.stack import DEFAULT_STACK, LentCalibration, StackParams, with_quickest_experts
+from moesim.errors import CatalogError
+from moesim.specs.catalog import load_device
+from moesim.specs.dtypes import Dtype
+from moesim.specs.model import ModelSpec
+
+__all__ = ["BACKENDS", "SIBLINGS", "as_run", "calibration_of", "generation_of", "is_like_its_sibling", "stack_for"]
+
+#: Serving stacks, in the order in which a device's default is chosen.
+BACKENDS = ("vllm", "sglang", "trtllm")
+BLACKWELL = ("b200_sxm", "b300_sxm", "gb200", "gb300", "rtx_pro_6000")
+#: Devices without tables of their own and the sibling whose tables stand in (same chip; other board, link or memory).
+SIBLINGS = {
+    "gb200": "b200_sxm",
+    "gb300": "b200_sxm",
+    "b300_sxm": "b200_sxm",
+    "h800_sxm": "h100_sxm",
+    "h20_sxm": "h200_sxm",
+}
+#: How far peak arithmetic of a sibling may be for its tables to stand in unasked.
+LIKE_FRAC = 0.25
+
+
+def generation_of(device: str) -> str:
+    """The generation a device belongs to, as far as software treats devices alike.
+
+    >>> generation_of("h200_sxm"), generation_of("gb200")
+    ('hopper', 'blackwell')
+    """
+    if device in BLACKWELL:
+        return "blackwell"
+    if device.startswith(("h100", "h200", "h800", "h20")):
+        return "hopper"
+    return "ampere" if device.startswith(("a100", "a800")) else device
+
+
+def is_like_its_sibling(device: str) -> bool:
+    """Whether a device computes about as fast as the one whose tables stand in for it (the H20 does not)."""
+    own, other = (load_device(name).peak_flop_per_s.rate(Dtype.BF16) for name in (device, SIBLINGS[device]))
+    return abs(own / other - 1.0) <= LIKE_FRAC
+
+
+@lru_cache(maxsize=64)
+def calibration_of(
+    backend: str, system: str, expert_activation: Dtype = Dtype.BF16, *, by_point: bool = False
+) -> CalibratedOps | None:
+    """The tables of a stack on a device, or its sibling's, with the kernels that take these activations; None without tables.
+
+    On Blackwell, vLLM and SGLang run TensorRT-LLM's generated kernels for MXFP4 experts (through FlashInfer), so those tables
+    stand in where their own have only other kernels. `by_point` picks the quickest kernel for every point of a grid.
+    """
+    device = SIBLINGS.get(system, system)
+    try:
+        found = find_calibration(f"{device}/{backend}")
+    except CatalogError:
+        return None
+    lenders: tuple[Calibration, ...] = ()
+    if generation_of(device) == "blackwell" and device == "b200_sxm" and expert_activation is Dtype.FP8:
+        lenders = (find_calibration(f"{device}/{'sglang' if backend == 'trtllm' else 'trtllm'}"),)
+    experts = with_quickest_experts(found, expert_activation, lenders, by_point=by_point)
+    lent = LayeredCalibration((experts, find_calibration(f"{device}/nccl")))
+    return LentCalibration(lent, load_device(device)) if device != system else lent
+
+
+def as_run(model: ModelSpec, device: str) -> ModelSpec:
+    """The model with its experts' activations as serving stacks run them: 8-bit ones with 8-bit experts, and so on.
+
+    MXFP4 experts take 8-bit activations on Blackwell and 16-bit ones before; NVFP4 ones 4-bit on Blackwell, 16-bit before.
+    """
+    storage = model.storage
+    act = storage.expert_activation
+    is_new = generation_of(device) == "blackwell"
+    wanted = {
+        Dtype.MXFP4: Dtype.FP8 if is_new else Dtype.BF16,
+        Dtype.NVFP4: Dtype.NVFP4 if is_new else Dtype.BF16,
+        Dtype.FP8: Dtype.FP8,
+        Dtype.FP8_BLOCK: Dtype.FP8,
+    }.get(storage.routed_experts.dtype, act)
+    if not model.is_moe or wanted is act or (wanted is Dtype.FP8 and load_device(device).peak_flop_per_s.fp8 is None):
+        return model
+    return model.model_copy(update={"storage": storage.model_copy(update={"expert_activation": wanted})})
+
+
+def stack_for(key: str, stacks: Mapping[str, StackParams]) -> StackParams:
+    """A stack's own parameters, else its backend's, else the common ones."""
+    return stacks.get(key) or stacks.get(key.partition("_")[0]) or stacks.get("default", DEFAULT_STACK)
