@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
 
 from moesim.lowering.attention import lower_attention
 from moesim.lowering.common import Context, Pass, collective, elementwise, gemm
-from moesim.lowering.ffn import lower_dense, lower_moe
+from moesim.lowering.ffn import lower_dense
+from moesim.lowering.latent import lower_moe
 from moesim.lowering.load import ExpertLayout, MoeLoad, drawn_load, expected_load, uniform_load
+from moesim.lowering.residual import with_residual
 from moesim.lowering.route import Routed, route_model
 from moesim.ops import Num, Op, OpKind, Phase, Program, Segment
 from moesim.specs.model import DenseFfn, GqaAttention, LayerSpec, ModelSpec, MoeFfn
@@ -19,6 +24,7 @@ __all__ = [
     "MoeLoad",
     "Pass",
     "Routed",
+    "Shared",
     "drawn_load",
     "expected_load",
     "expert_layout",
@@ -28,6 +34,8 @@ __all__ = [
 ]
 
 LoadFor = Callable[[MoeFfn, tuple[int, ...]], MoeLoad]
+#: Operators by what they depend on, with the object that the key names by its identity.
+Shared = dict[Hashable, tuple[Any, tuple[Op, ...]]]
 
 
 def expert_layout(parallel: ParallelSpec, phase: Phase, domain_size: int) -> ExpertLayout:
@@ -44,8 +52,9 @@ def expert_layout(parallel: ParallelSpec, phase: Phase, domain_size: int) -> Exp
 
 
 def lower(
-    model: ModelSpec, parallel: ParallelSpec, step: Pass, load_for: LoadFor | None = None, *, overlap: bool = False
-) -> Program:
+    model: ModelSpec, parallel: ParallelSpec, step: Pass, load_for: LoadFor | None = None, *, overlap: bool = False,
+    shared: Shared | None = None,
+) -> Program:  # fmt: skip
     """The program of one pass.
 
     Args:
@@ -55,15 +64,18 @@ def lower(
         load_for: gives, for a MoE block and the indices of its layers among the model's layers, the load of its ranks.
             Needed for MoE models.
         overlap: whether operators marked `hidden_under` run beside communication.
+        shared: keeps what depends on a rank's own tokens and its TP and CP alone (embedding, attention, dense blocks, head), for
+            further splits of the same model: those operators are then the same objects.
 
     Raises:
         ValueError: a MoE model without `load_for`.
     """
     ctx = Context.of(model, parallel, step)
-    segments = [Segment("embedding", tuple(_embedding(ctx)))]
+    parts = _Parts(ctx, shared)
+    segments = [Segment("embedding", parts.of("embedding", model, lambda: _embedding(ctx)))]
     for layer, indices in model.layer_groups:
-        segments.append(Segment(layer.kind, tuple(_layer(ctx, layer, indices, load_for)), indices))
-    segments.append(Segment("head", tuple(_head(ctx))))
+        segments.append(Segment(layer.kind, _layer(ctx, layer, indices, load_for, parts), indices))
+    segments.append(Segment("head", parts.of("head", model, lambda: _head(ctx))))
     sends: tuple[Op, ...] = ()
     if parallel.pp_size > 1:
         sends = (_stage_send(ctx),)
@@ -73,21 +85,51 @@ def lower(
     )  # fmt: skip
 
 
-def _layer(ctx: Context, layer: LayerSpec, indices: tuple[int, ...], load_for: LoadFor | None) -> list[Op]:
+class _Parts:
+    """Operators of one pass that other splits may share."""
+
+    __slots__ = ("key", "shared")
+
+    def __init__(self, ctx: Context, shared: Shared | None) -> None:
+        self.shared = shared if ctx.step.group_batch is None else None
+        if self.shared is not None:
+            p, step = ctx.parallel, ctx.step
+            numbers = (ctx.sequences, ctx.tokens, step.new_tokens, step.cached_tokens)
+            self.key = (step.phase, p.tp_size, p.cp_size, *(_plain(x) for x in numbers))
+
+    def of(self, name: str, owner: object, build: Callable[[], list[Op]]) -> tuple[Op, ...]:
+        """The operators that `owner` (a model or block) makes of this pass."""
+        if self.shared is None:
+            return tuple(build())
+        key = (name, id(owner), self.key)
+        found = self.shared.get(key)
+        if found is None:
+            found = self.shared[key] = (owner, tuple(build()))
+        return found[1]
+
+
+def _plain(x: Num) -> Hashable:
+    return (x.shape, x.tobytes()) if isinstance(x, np.ndarray) else x
+
+
+def _layer(
+    ctx: Context, layer: LayerSpec, indices: tuple[int, ...], load_for: LoadFor | None, parts: _Parts
+) -> tuple[Op, ...]:
     if layer.stack == "encoder" and ctx.step.phase is Phase.DECODE:
-        return []
-    ops: list[Op] = []
-    if layer.attention is not None:
-        ops += lower_attention(ctx, layer.attention)
-    if layer.cross_attention is not None:
-        ops += _cross_attention(ctx, layer.cross_attention)
-    if isinstance(layer.ffn, MoeFfn):
+        return ()
+    ops: tuple[Op, ...] = ()
+    attention, crossing, ffn = layer.attention, layer.cross_attention, layer.ffn
+    if attention is not None:
+        ops += parts.of("attention", attention, lambda: lower_attention(ctx, attention))
+    if crossing is not None:
+        ops += parts.of("cross_attention", crossing, lambda: _cross_attention(ctx, crossing))
+    if isinstance(ffn, MoeFfn):
         if load_for is None:
             raise ValueError("a MoE model needs the load of its experts")
-        ops += lower_moe(ctx, layer.ffn, load_for(layer.ffn, indices))
-    elif isinstance(layer.ffn, DenseFfn):
-        ops += lower_dense(ctx, layer.ffn)
-    return ops
+        ops += tuple(lower_moe(ctx, ffn, load_for(ffn, indices)))
+    elif isinstance(ffn, DenseFfn):
+        ops += parts.of("dense", ffn, lambda: lower_dense(ctx, ffn))
+    return with_residual(ctx, layer, ops)
 
 
 def _cross_attention(ctx: Context, attention: GqaAttention) -> list[Op]:
@@ -121,6 +163,6 @@ def _head(ctx: Context) -> list[Op]:
 
 
 def _stage_send(ctx: Context) -> Op:
-    """Hidden states to the next pipeline stage; ranks of a stage are `n_stage_ranks` apart from their peers."""
-    message = ctx.tokens * (ctx.hidden * ctx.activation_bytes / ctx.parallel.tp_size)
+    """Residual states to the next pipeline stage; ranks of a stage are `n_stage_ranks` apart from their peers."""
+    message = ctx.tokens * (ctx.model.residual_width * ctx.activation_bytes / ctx.parallel.tp_size)
     return collective(ctx, "stage_send", OpKind.SEND, 2, message, ctx.parallel.n_stage_ranks)

@@ -33,8 +33,9 @@ from moesim.study.links import scaled_cost
 from moesim.study.resolve import resolve_model
 from moesim.study.sweep.constraints import Target, solve_experts, split_experts
 from moesim.study.sweep.laws import loss_of
-from moesim.study.sweep.passes import Passes, PassTimes, _Lowered, is_even, priced
+from moesim.study.sweep.passes import Passes, is_even
 from moesim.study.sweep.paths import Variant, patched_model
+from moesim.study.sweep.pricing import Lowered, PassTimes, priced
 from moesim.study.sweep.shapes import Experts, changed_model, check_splits, memory_of, n_params_of, structural_check
 
 __all__ = ["CONSTRAINT", "NUMBERS", "GroupCases", "Rules", "answer", "answer_all", "is_quick", "system_parts"]
@@ -159,7 +160,7 @@ def _model_key(variant: Variant, system: int) -> tuple[str, Any, Any, tuple[tupl
     return spec.model, spec.weight_dtype, spec.kv_dtype, tuple(sorted(variant.shapes.get(system, {}).items()))
 
 
-Ask = tuple[list[_Lowered], "NDArray[np.intp] | None"]
+Ask = tuple[list[Lowered], "NDArray[np.intp] | None"]
 
 
 def answer(cases: GroupCases, rules: Rules) -> Columns:

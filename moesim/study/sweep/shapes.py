@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from moesim.errors import ParallelError
 from moesim.memory.count import Serving, rank_weights, stage_layers
 from moesim.specs.hardware import Hardware
-from moesim.specs.model import DenseFfn, GqaAttention, LayerSpec, LinearAttention, MlaAttention, ModelSpec, MoeFfn
+from moesim.specs.model import (
+    CompressedAttention,
+    DenseFfn,
+    GqaAttention,
+    LayerSpec,
+    LinearAttention,
+    MlaAttention,
+    ModelSpec,
+    MoeFfn,
+)
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.sweep.paths import fresh_model
 
@@ -104,8 +113,8 @@ def n_params_of(model: ModelSpec, experts: Experts) -> tuple[Floats, Floats]:
 
 def expert_params(ffn: MoeFfn, d: float, width: Any) -> Any:
     """Weights of one expert of any width."""
-    n_in = 2.0 if ffn.gated else 1.0
-    return (n_in + 1.0) * d * width + (n_in * width + d if ffn.bias else 0.0)
+    n_in, rows = (2.0 if ffn.gated else 1.0), float(ffn.latent_size or d)
+    return (n_in + 1.0) * rows * width + (n_in * width + rows if ffn.bias else 0.0)
 
 
 def structural_check(model: ModelSpec, parallel: ParallelSpec, hardware: Hardware) -> str | None:
@@ -178,7 +187,7 @@ def memory_of(
         if i == len(stages) - 1:
             total = total + sequences * (model.vocab_size * 4.0)
         fullest = np.maximum(fullest, total)
-    widest = 3.0 * model.hidden_size + _widest(model, parallel, experts)
+    widest = 2.0 * model.hidden_size + model.residual_width + _widest(model, parallel, experts)
     fullest = fullest + max_pass_tokens / parallel.cp_size * widest * 2.0 + _buffers(model, parallel, experts, batch)
     reserve = _SERVING.reserve_bytes + _SERVING.reserve_frac * hardware.device.memory_bytes
     return np.asarray(fullest + reserve)
@@ -247,9 +256,14 @@ def _kv_bytes(model: ModelSpec, parallel: ParallelSpec, context: Floats, stage: 
             elif isinstance(a, GqaAttention) and not a.reuses_kv:
                 kept = context if a.sliding_window is None else np.minimum(context, a.sliding_window)
                 heads = max(1.0, a.n_kv_heads / parallel.tp_size)
-                total = total + n * _paged(kept / parallel.cp_size) * (heads * (a.head_dim + a.v_head_dim) * element)
+                width = heads * (a.head_dim + a.v_head_dim) + (a.index_head_dim or 0)
+                total = total + n * _paged(kept / parallel.cp_size) * (width * element)
             elif isinstance(a, MlaAttention):
                 total = total + n * _paged(context / parallel.cp_size) * (a.kv_elements_per_token() * element)
+            elif isinstance(a, CompressedAttention):
+                window = _paged(np.minimum(context, a.sliding_window)) * a.head_dim
+                rows = _paged(context / parallel.cp_size) * a.kv_elements_per_token()
+                total = total + n * ((window + rows) * element + a.state_elements * 4.0)
     return total
 
 
@@ -266,7 +280,7 @@ def _widest(model: ModelSpec, parallel: ParallelSpec, experts: Experts) -> Any:
         elif isinstance(ffn, MoeFfn):
             _, k, f = experts.of(ffn)
             pairs = k * parallel.dp_size / parallel.ep_size
-            own = pairs * (model.hidden_size + 3.0 * f / parallel.etp_size)
+            own = pairs * (ffn.row_width(model.hidden_size) + 3.0 * f / parallel.etp_size)
             widest = np.maximum(widest, own + 3.0 * ffn.shared_intermediate_size / parallel.tp_size)
     return widest
 
@@ -276,7 +290,7 @@ def _buffers(model: ModelSpec, parallel: ParallelSpec, experts: Experts, batch: 
     buffers: Any = n_groups * 64.0 * 2**20
     if model.moe_ffn is not None and parallel.ep_size > 1 and parallel.dp_size * parallel.cp_size > 1:
         per_rank = np.minimum(128.0, np.maximum(1.0, batch / parallel.dp_size))
-        buffers = buffers + 2.0 * per_rank * experts.of(model.moe_ffn)[0] * model.hidden_size * 2.0
+        buffers = buffers + 2.0 * per_rank * experts.of(model.moe_ffn)[0] * model.moe_ffn.row_width(model.hidden_size) * 2.0
     return buffers
 
 
