@@ -13,7 +13,7 @@ from typing import Any
 
 import simpy
 
-__all__ = ["FairPort", "Gathering", "Server", "SharedTransfer", "Transfer"]
+__all__ = ["FairPort", "Gathering", "QueuePort", "Server", "SharedTransfer", "Transfer"]
 
 
 @dataclass(slots=True)
@@ -97,6 +97,27 @@ class FairPort:
                 job[1]()
 
 
+class QueuePort:
+    """A port that takes one job after another."""
+
+    __slots__ = ("_env", "_server")
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self._env, self._server = env, Server()
+
+    def submit(self, duration_s: float) -> Any:
+        """Queue a job; the event of its end."""
+        done = self._env.event()
+        self.start(duration_s, done.succeed)
+        return done
+
+    def start(self, duration_s: float, then: Callable[[], Any]) -> None:
+        """Queue a job; `then` is called at its end."""
+        end = self._server.reserve(self._env.now, duration_s)[1]
+        timer: Any = self._env.timeout(end - self._env.now)
+        timer.callbacks.append(lambda _event: then())
+
+
 class Gathering:
     """A barrier for `n` processes: all go on at the latest time that any of them named."""
 
@@ -130,11 +151,9 @@ class Gathering:
 
 @dataclass(slots=True)
 class Transfer:
-    """One expert exchange of all ranks: when each began to send, and the meeting of all senders."""
+    """One expert exchange of all ranks: by pairs, when each began and the meeting of all senders; or over shared ports."""
 
     all_sent: Gathering
-    first_start_s: float | None = None
-    ranks: set[int] = field(default_factory=set)
     starts_s: dict[int, float] = field(default_factory=dict)
     arrived_s: Any = None
     shared: Any = None
@@ -146,15 +165,16 @@ class SharedTransfer:
     Receiving starts for all with the first sender. A rank's event is triggered once, so a rank costs one wake-up per exchange.
     """
 
-    __slots__ = ("_env", "_in_ports", "_in_s", "_latency_s", "_n_sending", "_received", "gates", "sent_s")
+    __slots__ = ("_env", "_in_ports", "_in_s", "_latency_s", "_n_sending", "_received", "gates", "received_s", "sent_s")
 
     def __init__(
-        self, env: simpy.Environment, in_ports: Sequence[FairPort], in_s: Sequence[float], latency_s: Sequence[float]
-    ) -> None:
+        self, env: simpy.Environment, in_ports: Sequence[FairPort | QueuePort], in_s: Sequence[float],
+        latency_s: Sequence[float],
+    ) -> None:  # fmt: skip
         self._env, self._latency_s, self._n_sending = env, latency_s, len(in_s)
         self._received = [False] * len(in_s)
         self.gates: list[Any] = [env.event() for _ in in_s]
-        self.sent_s = [0.0] * len(in_s)
+        self.sent_s, self.received_s = [0.0] * len(in_s), [0.0] * len(in_s)
         for rank, (port, seconds) in enumerate(zip(in_ports, in_s, strict=True)):
             port.start(seconds, partial(self._receive, rank))
 
@@ -173,6 +193,7 @@ class SharedTransfer:
 
     def _receive(self, rank: int) -> None:
         self._received[rank] = True
+        self.received_s[rank] = self._env.now
         if self._n_sending == 0:
             self._open(rank)
 

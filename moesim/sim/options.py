@@ -25,7 +25,7 @@ class FlowOptions:
 
     `slow_ranks` and `slow_links` multiply a rank's compute times, or the times of its ports. `launch_s` is what the host takes
     per kernel where no graph is replayed: no kernel follows the last one sooner. `n_chunks` cuts each pair's bytes in chunk
-    granularity.
+    granularity. `is_by_event` runs every rank as a process of its own, with the same times, much slower.
     """
 
     granularity: Granularity = Granularity.RANK
@@ -33,6 +33,7 @@ class FlowOptions:
     slow_links: Mapping[int, float] = field(default_factory=dict)
     launch_s: float = 0.0
     n_chunks: int = 8
+    is_by_event: bool = False
 
     def __post_init__(self) -> None:
         for name in ("slow_ranks", "slow_links"):

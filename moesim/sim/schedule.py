@@ -18,13 +18,13 @@ from moesim.sim.pairs import PairTimes
 
 __all__ = ["Compute", "Exchange", "Meeting", "Parts", "Step", "schedule", "split_schedule"]
 
-Row = list[float]
 Floats = NDArray[np.float64]
+Row = Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Consecutive operators on the compute engine, [R] seconds each and summed; `parts` names them with their shares."""
+    """Consecutive operators on the compute engine, [R] seconds summed; `parts` names them with their shares, [R] each."""
 
     layer: int
     seconds: Row
@@ -174,7 +174,7 @@ class _Table:
         for i, op in enumerate(self.ops):
             if self.overlap and op.hidden_under is not None:
                 continue
-            seconds = self.seconds[i][row].tolist()
+            seconds = self.seconds[i][row]
             if op.lane is Lane.COMPUTE:
                 pending.append((op.name, seconds))
                 continue
@@ -185,8 +185,8 @@ class _Table:
                 hidden = self._hidden(op.name, row) if op.name in hidden_under else ()
                 out_s, in_s, latency_s, sent, received = (x[row] for x in self.ports[i])
                 steps.append(
-                    Exchange(layer, op.name, out_s.tolist(), in_s.tolist(), latency_s.tolist(), hidden,
-                             float(sent.sum()), float(received.sum()), self.pairs[i][row] if self.pairs else None)
+                    Exchange(layer, op.name, out_s, in_s, latency_s, hidden, float(sent.sum()), float(received.sum()),
+                             self.pairs[i][row] if self.pairs else None)
                 )  # fmt: skip
             else:
                 steps.append(Meeting(layer, op.name, seconds))
@@ -195,9 +195,7 @@ class _Table:
         return steps
 
     def _hidden(self, under: str, row: int) -> tuple[tuple[str, Row], ...]:
-        return tuple(
-            (op.name, self.seconds[i][row].tolist()) for i, op in enumerate(self.ops) if op.hidden_under == under
-        )
+        return tuple((op.name, self.seconds[i][row]) for i, op in enumerate(self.ops) if op.hidden_under == under)
 
 
 def _factors(slow: Mapping[int, float], n_ranks: int) -> Floats:
@@ -210,4 +208,7 @@ def _factors(slow: Mapping[int, float], n_ranks: int) -> Floats:
 def _compute(layer: int, parts: list[tuple[str, Row]]) -> Compute:
     if len(parts) == 1:
         return Compute(layer, parts[0][1], tuple(parts))
-    return Compute(layer, [sum(values) for values in zip(*(row for _, row in parts), strict=True)], tuple(parts))
+    total = parts[0][1] + parts[1][1]
+    for _, seconds in parts[2:]:
+        total += seconds
+    return Compute(layer, total, tuple(parts))

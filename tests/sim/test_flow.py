@@ -15,9 +15,9 @@ import simpy
 from moesim.analytic import estimate
 from moesim.errors import ConservationError
 from moesim.ops import CollectiveShape, ExchangeShape, GemmShape, Op, OpKind, Phase, Program, Segment, Work
-from moesim.sim import flow, simulate
+from moesim.sim import FlowOptions, events, simulate
 from moesim.sim.elements import Gathering, Server
-from moesim.sim.schedule import schedule
+from moesim.sim.schedule import Exchange, schedule
 from moesim.testing import recorded, toy_cost, toy_hardware, toy_link
 from moesim.timeline import Cause, Timeline
 
@@ -161,9 +161,10 @@ def test_ranks_that_never_finish_are_noticed(monkeypatch: pytest.MonkeyPatch) ->
         def __init__(self, env: simpy.Environment, n: int) -> None:
             super().__init__(env, n + 1)
 
-    monkeypatch.setattr(flow, "Gathering", OneTooMany)
+    monkeypatch.setattr(events, "Gathering", OneTooMany)
+    reduce = Op("reduce", OpKind.ALL_GATHER, Work(), CollectiveShape(2, 200e9))
     with pytest.raises(ConservationError, match="2 of 2 ranks never finished"):
-        simulate(_program(_exchange("dispatch", OpKind.DISPATCH, (1, 1), (1, 1))), COST)
+        simulate(_program(reduce), COST, options=FlowOptions(is_by_event=True))
 
 
 def test_servers_queue_and_count() -> None:
@@ -198,4 +199,5 @@ def test_schedule_takes_durations_from_the_cost_model() -> None:
     steps = schedule(_program(*_layer((4, 2), ((2, 1), (1, 2)))), COST)
     assert [type(s).__name__ for s in steps] == ["Compute", "Exchange", "Compute", "Exchange", "Compute"]
     dispatch = steps[1]
-    assert (dispatch.out_s, dispatch.in_s, dispatch.latency_s) == ([1, 2], [2, 1], [0.5, 0.5])  # type: ignore[union-attr]
+    assert isinstance(dispatch, Exchange)
+    np.testing.assert_array_equal([dispatch.out_s, dispatch.in_s, dispatch.latency_s], [[1, 2], [2, 1], [0.5, 0.5]])

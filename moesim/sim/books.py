@@ -1,0 +1,202 @@
+"""The books of a simulated pass: who worked and waited when, and that everything balances at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import ConservationError
+from moesim.sim.schedule import Compute, Exchange, Meeting, Step
+from moesim.timeline import Cause, Timeline
+
+__all__ = ["Books", "FlowResult", "Group", "Visit", "groups_of"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowResult:
+    """What a simulated pass took and where ranks worked and waited; `n_holds` is how many timed activities it had.
+
+    Means per rank: `exposed_comm_s` is time inside the pass in which the compute engine stands idle (transfers and waits with no
+    compute over them), `hidden_comm_s` the rest of the time spent in exchanges and collectives. [R] each: `engine_busy_s`,
+    `out_busy_s` and `in_busy_s` of engines and ports.
+    """
+
+    time_s: float
+    timeline: Timeline
+    waits_s: dict[Cause, float]
+    bytes_sent: float
+    n_holds: int
+    exposed_comm_s: float = 0.0
+    hidden_comm_s: float = 0.0
+    engine_busy_s: Floats = field(default_factory=lambda: np.zeros(0))
+    out_busy_s: Floats = field(default_factory=lambda: np.zeros(0))
+    in_busy_s: Floats = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def port_utilisation(self) -> Floats:
+        """Part of the pass in which the busier direction of each rank's ports is in use, [R]."""
+        return np.maximum(self.out_busy_s, self.in_busy_s) / max(self.time_s, 1e-30)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Consecutive computes of a micro-batch and what all ranks meet in after them; None at the end of its steps.
+
+    The engine takes them as one job: nothing makes a rank give way to its other micro-batch between two layers.
+    """
+
+    computes: tuple[Compute, ...]
+    join: Exchange | Meeting | None
+
+    def work_s(self) -> Floats | None:
+        """[R] seconds of all computes, if there are any."""
+        return _total([step.seconds for step in self.computes])
+
+    def beside_s(self) -> Floats | None:
+        """[R] seconds of what runs beside the join, if anything does."""
+        return _total([seconds for _, seconds in self.join.hidden]) if isinstance(self.join, Exchange) else None
+
+
+def _total(rows: Sequence[Floats]) -> Floats | None:
+    if len(rows) < 2:
+        return rows[0] if rows else None
+    total = rows[0] + rows[1]
+    for row in rows[2:]:
+        total += row
+    return total
+
+
+def groups_of(steps: Iterable[Step]) -> list[Group]:
+    """Steps cut behind each exchange and collective."""
+    groups, computes = [], []
+    for step in steps:
+        if isinstance(step, Compute):
+            computes.append(step)
+        else:
+            groups.append(Group(tuple(computes), step))
+            computes = []
+    return [*groups, Group(tuple(computes), None)]
+
+
+@dataclass(slots=True)
+class Visit:
+    """When the ranks went through a group, [R] each.
+
+    They come to the engine at `arrival_s`, where computes start at `begin_s`, and to the join at `joined_s`. A collective begins
+    at `met_s`. A rank's own bytes are out at `sent_s`, its own traffic through and landed at `own_s`; it goes on at `left_s`.
+    """
+
+    group: Group
+    arrival_s: Floats
+    begin_s: Floats
+    joined_s: Floats
+    left_s: Floats
+    hidden_s: Floats | None = None
+    met_s: float = 0.0
+    sent_s: Floats | None = None
+    own_s: Floats | None = None
+
+
+class Books:
+    """Sums over a pass; spans too if `record`."""
+
+    def __init__(self, n_ranks: int, record: bool) -> None:
+        self.n_ranks, self.record = n_ranks, record
+        self.timeline = Timeline(n_ranks)
+        self.waits_s = dict.fromkeys(Cause, 0.0)
+        self.engine_busy_s, self.out_busy_s, self.in_busy_s, self.ends_s = (np.zeros(n_ranks) for _ in range(4))
+        self.comm_s = 0.0
+        self.bytes_sent = 0.0
+        self.n_holds = 0
+
+    def enter(self, visit: Visit) -> None:
+        """Put a group that all ranks have been through into the books."""
+        group, join = visit.group, visit.group.join
+        at = visit.begin_s
+        for i, step in enumerate(group.computes):
+            if i == 0:
+                self.wait("compute", step.layer, visit.arrival_s, at, Cause.ENGINE_BUSY)
+            self.n_holds += self.n_ranks
+            self.engine_busy_s += step.seconds
+            self.spans("compute", step.parts, step.layer, at)
+            at = at + step.seconds
+        if join is None:
+            return
+        self.comm_s += float((visit.left_s - visit.joined_s).sum())
+        if isinstance(join, Meeting):
+            self.n_holds += self.n_ranks
+            met = np.full(self.n_ranks, visit.met_s)
+            self.out_busy_s += join.seconds
+            self.in_busy_s += join.seconds
+            self.wait("comm", join.layer, visit.joined_s, met, Cause.BARRIER)
+            self.span("comm", join.name, join.layer, met, visit.left_s)
+        else:
+            self._exchange(join, visit)
+
+    def _exchange(self, join: Exchange, visit: Visit) -> None:
+        self.n_holds += 2 * self.n_ranks
+        self.out_busy_s += join.out_s
+        self.in_busy_s += join.in_s
+        for _, seconds in join.hidden:
+            self.engine_busy_s += seconds
+        if visit.hidden_s is not None:
+            self.spans("compute", join.hidden, join.layer, visit.hidden_s)
+        if visit.sent_s is None or visit.own_s is None:
+            raise ConservationError(f"{join.name} of layer {join.layer} was never sent")
+        self.wait("comm", join.layer, visit.joined_s + join.out_s, visit.sent_s, Cause.LINK_BUSY)
+        self.wait("comm", join.layer, visit.own_s, visit.left_s, Cause.DATA)
+        self.span("comm", join.name, join.layer, visit.joined_s, visit.sent_s + join.latency_s)
+
+    def wait(self, lane: str, layer: int, start_s: Floats, end_s: Floats, cause: Cause) -> None:
+        """Waiting of every rank whose end is after its start."""
+        waited = float(np.maximum(end_s - start_s, 0.0).sum())
+        if waited > 0.0:
+            self.waits_s[cause] += waited
+            self.span(lane, "wait", layer, start_s, end_s, cause)
+
+    def span(
+        self, lane: str, name: str, layer: int, start_s: Floats, end_s: Floats, cause: Cause | None = None
+    ) -> None:
+        """A span for every rank."""
+        if self.record:
+            for rank, (start, end) in enumerate(zip(start_s.tolist(), end_s.tolist(), strict=True)):
+                self.timeline.add(rank, lane, name, layer, start, end, cause)
+
+    def spans(self, lane: str, parts: Sequence[tuple[str, Floats]], layer: int, at_s: Floats) -> None:
+        """Operators one after another."""
+        if self.record:
+            for name, seconds in parts:
+                self.span(lane, name, layer, at_s, at_s + seconds)
+                at_s = at_s + seconds
+
+    def balance(self, steps: Iterable[Step]) -> None:
+        """Bytes out are bytes in.
+
+        Raises:
+            ConservationError: where they are not.
+        """
+        for step in steps:
+            if not isinstance(step, Exchange):
+                continue
+            if abs(step.out_bytes - step.in_bytes) > 1e-3 * max(step.out_bytes, 1.0):
+                raise ConservationError(
+                    f"{step.name} of layer {step.layer}: {step.out_bytes:.0f} bytes out, {step.in_bytes:.0f} in"
+                )
+            self.bytes_sent += step.out_bytes
+
+    def result(self, sends_s: float) -> FlowResult:
+        """Close the books; stages of a pipeline hand on for `sends_s` in all."""
+        n = self.n_ranks
+        end = float(self.ends_s.max())
+        exposed = end - float(self.engine_busy_s.mean())
+        return FlowResult(
+            time_s=end + sends_s, timeline=self.timeline, waits_s={c: s / n for c, s in self.waits_s.items()},
+            bytes_sent=self.bytes_sent, n_holds=self.n_holds, exposed_comm_s=exposed + sends_s,
+            hidden_comm_s=max(0.0, self.comm_s / n - exposed), engine_busy_s=self.engine_busy_s,
+            out_busy_s=self.out_busy_s, in_busy_s=self.in_busy_s,
+        )  # fmt: skip

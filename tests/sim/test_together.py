@@ -1,0 +1,109 @@
+"""All ranks together against event by event: the same times on programs drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from moesim.sim.alone import run_alone
+from moesim.sim.books import Books
+from moesim.sim.events import run_by_event
+from moesim.sim.schedule import Compute, Exchange, Meeting, Step
+from moesim.sim.twin import run_twins
+from moesim.sim.twin_parts import InPorts
+
+
+def _row(rng: np.random.Generator, n: int, scale: float, spread: float) -> np.ndarray:
+    return scale * rng.uniform(0.2, 1.0) * np.exp(rng.normal(0.0, spread, n))
+
+
+def _steps(rng: np.random.Generator, n: int, n_steps: int, kinds: str, spread: float) -> list[Step]:
+    """Random steps; `kinds` is drawn from: c compute, x exchange, h exchange with something beside it, m collective."""
+    steps: list[Step] = []
+    for i, kind in enumerate(rng.choice(list(kinds), n_steps)):
+        if kind == "c":
+            seconds = _row(rng, n, 1.0, spread)
+            steps.append(Compute(i, seconds, (("a", 0.25 * seconds), ("b", 0.75 * seconds))))
+        elif kind == "m":
+            steps.append(Meeting(i, "reduce", _row(rng, n, 0.5, spread * rng.integers(0, 2))))
+        else:
+            out_s, in_s = (
+                _row(rng, n, 2.0 ** rng.uniform(-2, 2), spread) * rng.integers(0, 8, n).clip(0, 1) for _ in "oi"
+            )
+            hidden = (("one", _row(rng, n, 0.3, spread)), ("two", _row(rng, n, 0.3, spread))) if kind == "h" else ()
+            steps.append(
+                Exchange(i, "go", out_s, in_s, _row(rng, n, 0.2, spread * rng.integers(0, 2)), hidden, 1.0, 1.0)
+            )
+    return steps
+
+
+def _compare(run: Callable[[Books], None], reference: Callable[[Books], None], starts_s: np.ndarray) -> None:
+    books = []
+    for way in (run, reference):
+        used = Books(len(starts_s), record=True)
+        used.ends_s = starts_s.copy()
+        way(used)
+        books.append(used)
+    mine, theirs = books
+    for name in ("ends_s", "engine_busy_s", "out_busy_s", "in_busy_s"):
+        np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), rtol=1e-9, err_msg=name)
+    assert mine.n_holds == theirs.n_holds
+    assert mine.comm_s == pytest.approx(theirs.comm_s, rel=1e-9)
+    assert mine.bytes_sent == theirs.bytes_sent
+    for cause, seconds in theirs.waits_s.items():
+        assert mine.waits_s[cause] == pytest.approx(seconds, rel=1e-9, abs=1e-9), cause
+    assert _spans(mine) == _spans(theirs)
+    assert not [a for a, _ in mine.timeline.overlaps() if a.lane == "compute"]
+
+
+def _spans(books: Books) -> list[tuple[object, ...]]:
+    """Spans that are longer than rounding, to ten digits."""
+    return sorted(
+        (s.rank, s.lane, s.name, s.layer, str(s.cause), round(s.start_s, 8), round(s.end_s, 8))
+        for s in books.timeline
+        if s.duration_s > 1e-9
+    )
+
+
+SPREADS = st.sampled_from([0.0, 0.1, 0.5, 1.5])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 6),
+    st.integers(0, 14),
+    st.sampled_from(["cx", "ccxh", "cxm", "cxhm"]),
+    SPREADS,
+)
+@example(0, 4, 14, "cxhm", 1.5)
+def test_two_micro_batches(seed: int, n: int, n_steps: int, kinds: str, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    first = _steps(rng, n, n_steps, kinds, spread)
+    second = _steps(rng, n, int(rng.integers(0, n_steps + 1)), kinds, spread)
+    starts = rng.uniform(0.0, 2.0, n)
+    _compare(lambda b: run_twins([first, second], b), lambda b: run_by_event([first, second], b), starts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(0, 14), SPREADS)
+def test_one_micro_batch(seed: int, n: int, n_steps: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    steps = _steps(rng, n, n_steps, "cxhm", spread)
+    starts = rng.uniform(0.0, 2.0, n)
+    _compare(lambda b: run_alone(steps, b), lambda b: run_by_event([steps], b), starts)
+
+
+def test_many_jobs_on_a_receiving_port() -> None:
+    # three jobs of 1, 2 and 4 s from 0: each third until 3, when the first ends; halves until 5; the last alone until 7
+    ports = InPorts()
+    jobs = [ports.start(0.0, np.array([seconds])) for seconds in (1.0, 2.0, 4.0)]
+    assert [float(job.end_s[0]) for job in jobs] == [3.0, 5.0, 7.0]
+    # a fourth at 4: the second has half a second left and the third two and a half
+    last = ports.start(4.0, np.array([0.25]))
+    assert float(last.end_s[0]) == 4.75
+    assert [float(job.end_s[0]) for job in jobs] == [3.0, 5.25, 7.25]
