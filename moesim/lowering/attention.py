@@ -6,9 +6,10 @@ Letters: t tokens on the rank, D hidden size, h heads, S keys, d head width.
 from __future__ import annotations
 
 from moesim.lowering.common import Context, causal_pairs, collective, elementwise, gemm
+from moesim.lowering.compressed import lower_block_index, lower_compressed
 from moesim.ops import AttentionShape, Num, Op, OpKind, Phase, Work, minimum
 from moesim.specs.dtypes import Dtype, Storage
-from moesim.specs.model import Attention, GqaAttention, LinearAttention, MlaAttention
+from moesim.specs.model import Attention, CompressedAttention, GqaAttention, LinearAttention, MlaAttention
 
 __all__ = ["lower_attention"]
 
@@ -22,6 +23,8 @@ def lower_attention(ctx: Context, attention: Attention) -> list[Op]:
         ops += _gqa(ctx, attention)
     elif isinstance(attention, MlaAttention):
         ops += _mla(ctx, attention)
+    elif isinstance(attention, CompressedAttention):
+        ops += lower_compressed(ctx, attention)
     else:
         ops += _linear(ctx, attention)
     if ctx.parallel.tp_size > 1:
@@ -42,7 +45,9 @@ def _gqa(ctx: Context, a: GqaAttention) -> list[Op]:
         elementwise(ctx, "rope_and_cache", t, (heads + (0 if a.reuses_kv else 2 * kv_heads)) * a.head_dim, GROUP),
     ]
     kv_row = kv_heads * (a.head_dim + a.v_head_dim)
-    ops += _scores(ctx, heads, kv_heads, float(a.head_dim), float(a.v_head_dim), kv_row, a.sliding_window, is_mla=False)
+    ops += lower_block_index(ctx, a)
+    seen = a.sliding_window if a.index_topk is None else a.index_topk
+    ops += _scores(ctx, heads, kv_heads, float(a.head_dim), float(a.v_head_dim), kv_row, seen, is_mla=False)
     ops.append(gemm(ctx, "o_proj", t, ctx.hidden, heads * a.v_head_dim, storage, GROUP))
     return ops
 
@@ -80,6 +85,12 @@ def _mla(ctx: Context, a: MlaAttention) -> list[Op]:
         if ctx.step.phase is Phase.DECODE
         else _mla_naive(ctx, a, heads, latent, storage)
     )
+    if a.output_gate:
+        width = heads * a.v_head_dim
+        ops += [
+            gemm(ctx, "output_gate_proj", t, width, ctx.hidden, storage, GROUP),
+            elementwise(ctx, "output_gate", t, width, GROUP, reads=2.0),
+        ]
     ops.append(gemm(ctx, "o_proj", t, ctx.hidden, heads * a.v_head_dim, storage, GROUP))
     return ops
 

@@ -80,6 +80,7 @@ class Context:
     step: Pass
     sequences: Num
     tokens: Num
+    row_width: float | None = None
 
     @classmethod
     def of(cls, model: ModelSpec, parallel: ParallelSpec, step: Pass) -> Context:
@@ -109,9 +110,14 @@ class Context:
         return cls(model, parallel, step, sequences, tokens)
 
     @property
+    def exchanges(self) -> bool:
+        """Whether tokens travel to experts on other ranks."""
+        return self.parallel.dp_size * self.parallel.cp_size > 1 and self.parallel.ep_size > 1
+
+    @property
     def hidden(self) -> float:
-        """Width of the residual stream."""
-        return float(self.model.hidden_size)
+        """Width of the residual stream, or of rows of another width where one is set."""
+        return float(self.model.hidden_size) if self.row_width is None else self.row_width
 
     @property
     def activation(self) -> Dtype:
@@ -145,11 +151,12 @@ def gemm(
     """A matrix product with a stored weight: 2 m n k flops; weight, input and output each cross memory once."""
     act = ctx.activation_bytes
     weight_bytes = n * k * (n_batch * storage.bytes_per_element)
-    # int4 is a weight-only format: its activations stay as they are
-    narrow = act if storage.dtype is Dtype.INT4 else min(act, max(1.0, ELEMENT_BYTES[storage.dtype]))
+    # weight-only formats, int4 among them: activations stay as they are
+    is_plain = storage.weight_only or storage.dtype is Dtype.INT4
+    narrow = act if is_plain else min(act, max(1.0, ELEMENT_BYTES[storage.dtype]))
     input_bytes = m * k * (n_batch * narrow)
     work = Work(m * n * k * (2.0 * n_batch), weight_bytes + input_bytes, m * n * (n_batch * act))
-    return Op(name, OpKind.GEMM, work, GemmShape(m, n, k, n_batch), storage.dtype, group, under, storage.dtype)
+    return Op(name, OpKind.GEMM, work, GemmShape(m, n, k, n_batch), storage.arithmetic, group, under, storage.dtype)
 
 
 def elementwise(

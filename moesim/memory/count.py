@@ -12,6 +12,7 @@ from math import ceil
 
 from moesim.specs.model import (
     Attention,
+    CompressedAttention,
     DenseFfn,
     GqaAttention,
     LayerSpec,
@@ -153,22 +154,26 @@ def _layer_weights(model: ModelSpec, parallel: ParallelSpec, layer: LayerSpec) -
 
 
 def _attention_params(attention: Attention, hidden_size: int, tp: int) -> float:
-    """Weights of one rank: heads are split, key-value heads at least one each, the latent projections of MLA copied."""
+    """Weights of one rank: heads are split, key-value heads at least one each; what all heads share is copied."""
     whole = attention.n_params(hidden_size)
     if isinstance(attention, GqaAttention):
         kv_width = attention.head_dim + (0 if attention.k_is_v else attention.v_head_dim)
         kv_width = 0 if attention.reuses_kv else kv_width
         kv = hidden_size * attention.n_kv_heads * kv_width
         kv_rank = hidden_size * max(1.0, attention.n_kv_heads / tp) * kv_width
-        return (whole - kv - attention.extra_params) / tp + kv_rank + attention.extra_params
+        copied = attention.extra_params + hidden_size * attention.index_params
+        return (whole - kv - copied) / tp + kv_rank + copied
     if isinstance(attention, MlaAttention):
         heads = attention.n_heads
         q_in = attention.q_lora_rank if attention.q_lora_rank is not None else hidden_size
         split = heads * (
             q_in * attention.qk_head_dim
             + attention.kv_lora_rank * (attention.qk_nope_head_dim + attention.v_head_dim)
-            + attention.v_head_dim * hidden_size
+            + attention.v_head_dim * hidden_size * (2 if attention.output_gate else 1)
         )
+        return whole - split + split / tp
+    if isinstance(attention, CompressedAttention):
+        split = attention.split_params + attention.o_groups * attention.o_lora_rank * hidden_size
         return whole - split + split / tp
     return whole / tp
 
@@ -190,10 +195,14 @@ def kv_bytes_per_sequence(
             elif isinstance(attention, GqaAttention) and not attention.reuses_kv:
                 kept = context if attention.sliding_window is None else min(context, attention.sliding_window)
                 heads = max(1.0, attention.n_kv_heads / parallel.tp_size)
-                width = attention.head_dim + attention.v_head_dim
-                total += _paged(kept / parallel.cp_size, block_tokens) * heads * width * element
+                width = heads * (attention.head_dim + attention.v_head_dim) + (attention.index_head_dim or 0)
+                total += _paged(kept / parallel.cp_size, block_tokens) * width * element
             elif isinstance(attention, MlaAttention):
                 total += _paged(context / parallel.cp_size, block_tokens) * attention.kv_elements_per_token() * element
+            elif isinstance(attention, CompressedAttention):
+                window = _paged(min(context, attention.sliding_window), block_tokens) * attention.head_dim * element
+                tokens = _paged(context / parallel.cp_size, block_tokens)
+                total += window + tokens * attention.kv_bytes_per_token(element) + attention.state_elements * 4.0
     return total
 
 
@@ -244,11 +253,11 @@ def _activations(model: ModelSpec, parallel: ParallelSpec, serving: Serving, seq
         if isinstance(layer.ffn, DenseFfn):
             widest = max(widest, 3.0 * layer.ffn.intermediate_size / parallel.tp_size)
         elif isinstance(layer.ffn, MoeFfn):
-            per_pair = model.hidden_size + 3.0 * layer.ffn.moe_intermediate_size / parallel.etp_size
+            per_pair = layer.ffn.row_width(model.hidden_size) + 3.0 * layer.ffn.moe_intermediate_size / parallel.etp_size
             pairs = layer.ffn.num_experts_per_tok * parallel.dp_size / parallel.ep_size
             widest = max(widest, pairs * per_pair + 3.0 * layer.ffn.shared_intermediate_size / parallel.tp_size)
     logits = sequences * model.vocab_size * 4.0 if last else 0.0
-    return t * (3.0 * model.hidden_size + widest) * 2.0 + logits
+    return t * (2.0 * model.hidden_size + model.residual_width + widest) * 2.0 + logits
 
 
 def _comm_buffers(model: ModelSpec, parallel: ParallelSpec, serving: Serving) -> float:
@@ -262,5 +271,5 @@ def _comm_buffers(model: ModelSpec, parallel: ParallelSpec, serving: Serving) ->
     buffers = n_groups * 64.0 * 2**20
     if ffn is not None and parallel.ep_size > 1 and parallel.dp_size * parallel.cp_size > 1:
         per_rank = min(128.0, max(1.0, serving.batch / parallel.dp_size))
-        buffers += 2.0 * per_rank * ffn.n_routed_experts * model.hidden_size * 2.0
+        buffers += 2.0 * per_rank * ffn.n_routed_experts * ffn.row_width(model.hidden_size) * 2.0
     return buffers

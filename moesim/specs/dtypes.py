@@ -64,11 +64,20 @@ ARITHMETIC: dict[Dtype, tuple[str, ...]] = {
 
 
 class Storage(Frozen):
-    """How a tensor is stored: element format and the scales that go with it."""
+    """How a tensor is stored: element format and the scales that go with it.
+
+    `weight_only` marks narrow weights that are unpacked before they meet inputs of 16 bits (W4A16).
+    """
 
     dtype: Dtype
     scale_group_size: int | None = Field(default=None, ge=1)
     scale_bytes: float | None = Field(default=None, ge=0)
+    weight_only: bool = False
+
+    @property
+    def arithmetic(self) -> Dtype:
+        """The format that products run in: 16 bits where only the weights are narrow and the inputs stay wide."""
+        return Dtype.BF16 if self.weight_only else self.dtype
 
     @property
     def bytes_per_element(self) -> float:

@@ -12,11 +12,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from moesim.specs.attention import (
+    Attention,
+    CompressedAttention,
+    GqaAttention,
+    LinearAttention,
+    MlaAttention,
+    attention_name,
+)
 from moesim.specs.base import Count, Frozen
 from moesim.specs.dtypes import Dtype, Storage
 
 __all__ = [
     "Attention",
+    "CompressedAttention",
     "DenseFfn",
     "Ffn",
     "GqaAttention",
@@ -27,120 +36,6 @@ __all__ = [
     "MoeFfn",
     "WeightStorage",
 ]
-
-
-class GqaAttention(Frozen):
-    """Softmax attention with `n_kv_heads` shared key-value heads (MHA where equal to `n_heads`, MQA where 1).
-
-    `extra_params` counts small weights (norms of heads, sinks, per-head gates); `output_gate` means that the query projection
-    also yields a gate of the output's width; `is_cross` marks attention over an encoder's output; `reuses_kv` means that keys
-    and values are those of an earlier layer (cross-layer attention), so that this one neither projects nor caches them.
-    """
-
-    kind: Literal["gqa"] = "gqa"
-    n_heads: Count
-    n_kv_heads: Count
-    head_dim: Count
-    v_head_dim: Count
-    sliding_window: Count | None = None
-    qkv_bias: bool = False
-    o_bias: bool = False
-    output_gate: bool = False
-    extra_params: int = Field(default=0, ge=0)
-    k_is_v: bool = False
-    is_cross: bool = False
-    reuses_kv: bool = False
-
-    def n_params(self, hidden_size: int) -> int:
-        """Weights of one layer's attention, norms inside it included."""
-        q = self.n_heads * self.head_dim
-        gate = self.n_heads * self.v_head_dim if self.output_gate else 0
-        k = 0 if self.reuses_kv else self.n_kv_heads * self.head_dim
-        v = 0 if self.k_is_v or self.reuses_kv else self.n_kv_heads * self.v_head_dim
-        o = self.n_heads * self.v_head_dim
-        bias = (q + gate + k + v if self.qkv_bias else 0) + (hidden_size if self.o_bias else 0)
-        return hidden_size * (q + gate + k + v) + o * hidden_size + bias + self.extra_params
-
-    def kv_elements_per_token(self) -> int:
-        """Elements cached per token and layer."""
-        return 0 if self.reuses_kv else self.n_kv_heads * (self.head_dim + self.v_head_dim)
-
-
-class MlaAttention(Frozen):
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): a compressed key-value latent and a shared rotary key.
-
-    The optional index (`index_*`) is DeepSeek sparse attention (V3.2): a small scorer keeps `index_topk` tokens.
-    """
-
-    kind: Literal["mla"] = "mla"
-    n_heads: Count
-    q_lora_rank: Count | None
-    kv_lora_rank: Count
-    qk_nope_head_dim: Count
-    qk_rope_head_dim: int = Field(ge=0)
-    v_head_dim: Count
-    index_n_heads: Count | None = None
-    index_head_dim: Count | None = None
-    index_topk: Count | None = None
-    extra_params: int = Field(default=0, ge=0)
-
-    @property
-    def qk_head_dim(self) -> int:
-        """Width of one query or key head, rotary part included."""
-        return self.qk_nope_head_dim + self.qk_rope_head_dim
-
-    def n_params(self, hidden_size: int) -> int:
-        """Weights of one layer's attention with the norms of the two latents and the index, if any."""
-        h, qk = self.n_heads, self.qk_head_dim
-        if self.q_lora_rank is None:
-            q = hidden_size * h * qk
-        else:
-            q = hidden_size * self.q_lora_rank + self.q_lora_rank + self.q_lora_rank * h * qk
-        kv_a = hidden_size * (self.kv_lora_rank + self.qk_rope_head_dim) + self.kv_lora_rank
-        kv_b = self.kv_lora_rank * h * (self.qk_nope_head_dim + self.v_head_dim)
-        return q + kv_a + kv_b + h * self.v_head_dim * hidden_size + self._index_params(hidden_size) + self.extra_params
-
-    def _index_params(self, hidden_size: int) -> int:
-        if self.index_n_heads is None or self.index_head_dim is None:
-            return 0
-        q_in = self.q_lora_rank if self.q_lora_rank is not None else hidden_size
-        k_norm = 2 * self.index_head_dim
-        return (
-            self.index_n_heads * self.index_head_dim * q_in
-            + hidden_size * (self.index_head_dim + self.index_n_heads)
-            + k_norm
-        )
-
-    def kv_elements_per_token(self) -> int:
-        """Elements cached per token and layer: latent, rotary key and, with an index, its key."""
-        return self.kv_lora_rank + self.qk_rope_head_dim + (self.index_head_dim or 0)
-
-
-class LinearAttention(Frozen):
-    """Attention or state-space layer with a state of fixed size instead of a cache that grows with the context.
-
-    Covers gated delta nets (Qwen3-Next), Mamba (Jamba) and Lightning attention; `n_weight_params` is counted by the importer,
-    `state_elements` is what one sequence keeps, `flops_per_token` the work besides the projections.
-    """
-
-    kind: Literal["linear"] = "linear"
-    variant: Literal["gated_delta_net", "mamba", "lightning", "kda"]
-    n_heads: Count
-    n_weight_params: Count
-    n_proj_params: Count
-    state_elements: Count
-    flops_per_token: Count
-
-    def n_params(self, hidden_size: int) -> int:
-        """Weights of one layer's mixer."""
-        return self.n_weight_params
-
-    def kv_elements_per_token(self) -> int:
-        """Nothing is cached per token."""
-        return 0
-
-
-Attention = Annotated[GqaAttention | MlaAttention | LinearAttention, Field(discriminator="kind")]
 
 
 class DenseFfn(Frozen):
@@ -162,7 +57,8 @@ class MoeFfn(Frozen):
     """A router and E experts of width F of which each token visits K, and shared experts that every token visits.
 
     `shared_intermediate_size` is the width of all shared experts together. `dense_residual` is a dense block beside the
-    experts (Snowflake Arctic, Gemma 4). `n_identity_experts` are extra choices that do nothing (LongCat).
+    experts (Snowflake Arctic, Gemma 4). `latent_size` is the width that tokens are projected to before they visit routed
+    experts, and back from (LatentMoE: Nemotron 3 Super, Kimi-K3); None where experts work on the hidden state.
     """
 
     kind: Literal["moe"] = "moe"
@@ -178,26 +74,34 @@ class MoeFfn(Frozen):
     dense_residual: DenseFfn | None = None
     n_group: Count = 1
     topk_group: Count = 1
+    latent_size: Count | None = None
     extra_params: int = Field(default=0, ge=0)
 
     def expert_params(self, hidden_size: int) -> int:
         """Weights of one routed expert."""
-        return DenseFfn(intermediate_size=self.moe_intermediate_size, gated=self.gated, bias=self.bias).n_params(
-            hidden_size
-        )
+        one = DenseFfn(intermediate_size=self.moe_intermediate_size, gated=self.gated, bias=self.bias)
+        return one.n_params(self.row_width(hidden_size))
+
+    def row_width(self, hidden_size: int) -> int:
+        """Width of the rows that travel to routed experts."""
+        return self.latent_size or hidden_size
+
+    def latent_params(self, hidden_size: int) -> int:
+        """Weights of the projections into and out of the experts' latent."""
+        return 2 * hidden_size * self.latent_size if self.latent_size else 0
 
     def router_params(self, hidden_size: int) -> int:
         """Weights of the router, its bias or score correction included."""
         return self.n_routed_experts * (hidden_size + int(self.router_bias))
 
     def shared_params(self, hidden_size: int) -> int:
-        """Weights of the shared experts with their gate, and of a dense block beside the experts."""
+        """Weights of the shared experts with their gate, of a dense block beside them and of their latent's projections."""
         shared = 0
         if self.shared_intermediate_size:
             shared = DenseFfn(intermediate_size=self.shared_intermediate_size, gated=self.gated).n_params(hidden_size)
         gate = hidden_size if self.shared_expert_gate else 0
         residual = self.dense_residual.n_params(hidden_size) if self.dense_residual else 0
-        return shared + gate + residual
+        return shared + gate + residual + self.latent_params(hidden_size)
 
     def n_params(self, hidden_size: int) -> int:
         """All weights of the block."""
@@ -218,12 +122,18 @@ Ffn = Annotated[DenseFfn | MoeFfn, Field(discriminator="kind")]
 
 
 class LayerSpec(Frozen):
-    """One layer: attention (and cross-attention in a decoder over an encoder), one FFN or none, and its norms."""
+    """One layer: attention (and cross-attention in a decoder over an encoder) or none, one FFN or none, and its norms.
+
+    `residual_streams` are copies of the residual that each block mixes from and to (hyper-connections, arXiv 2512.24880);
+    `depth_sources` earlier states are attended over before each block (attention residuals of Kimi-K3, arXiv 2607.24653).
+    """
 
     attention: Attention | None
     ffn: Ffn | None
     cross_attention: GqaAttention | None = None
     norm_params: int = Field(default=0, ge=0)
+    residual_streams: Count = 1
+    depth_sources: float = Field(default=0.0, ge=0)
     stack: Literal["decoder", "encoder"] = "decoder"
 
     @property
@@ -231,8 +141,7 @@ class LayerSpec(Frozen):
         """A short name shared by layers of equal shape, such as ``mla+moe`` or ``gqa/w128+dense``."""
         parts = []
         if self.attention is not None:
-            window = getattr(self.attention, "sliding_window", None)
-            parts.append(self.attention.kind + (f"/w{window}" if window else ""))
+            parts.append(attention_name(self.attention))
         if self.cross_attention is not None:
             parts.append("cross")
         if self.ffn is not None:
@@ -324,6 +233,12 @@ class ModelSpec(Frozen):
         for i, layer in enumerate(self.layers):
             indices.setdefault(layer, []).append(i)
         return tuple((layer, tuple(found)) for layer, found in indices.items())
+
+    @cached_property
+    def residual_width(self) -> float:
+        """Elements that a token carries between layers: D for each residual stream and each earlier state read later."""
+        layer = self.layers[0]
+        return self.hidden_size * (layer.residual_streams + max(0.0, layer.depth_sources - 1.0))
 
     @property
     def embedding_params(self) -> int:

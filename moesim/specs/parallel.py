@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from moesim.errors import ParallelError
 from moesim.specs.base import Count, Frozen, Natural
-from moesim.specs.model import GqaAttention, MlaAttention, ModelSpec, MoeFfn
+from moesim.specs.model import CompressedAttention, GqaAttention, MlaAttention, ModelSpec, MoeFfn
 
 __all__ = ["Overlap", "ParallelSpec"]
 
@@ -99,6 +99,8 @@ class ParallelSpec(Frozen):
         for layer, _ in model.layer_kinds:
             if isinstance(layer.attention, GqaAttention | MlaAttention):
                 _divides("tp_size", self.tp_size, "attention heads", layer.attention.n_heads, model)
+            if isinstance(layer.attention, CompressedAttention):
+                _divides("tp_size", self.tp_size, "groups of heads", layer.attention.o_groups, model)
             if isinstance(layer.ffn, MoeFfn):
                 n_slots = layer.ffn.n_routed_experts + self.redundant_experts
                 _divides("ep_size", self.ep_size, "expert slots", n_slots, model)

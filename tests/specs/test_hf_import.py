@@ -48,10 +48,18 @@ LLAMA_MOE = _moe(4096, {"gqa+moe": 32}, (16, 4, 688, 0))
 STEP = _moe(4096, {"gqa+dense": 1, "gqa/w512+dense": 2, "gqa/w512+moe": 31, "gqa+moe": 11}, (288, 8, 1280, 1), mtp=3)
 ENC_DEC = {"enc:gqa+dense": 18, "enc:gqa+moe": 6, "gqa+cross+dense": 18, "gqa+cross+moe": 6}
 
+M3 = _moe(6144, {"gqa+dense": 3, "gqa/top2048+moe": 57}, (128, 4, 3072, 1), mtp=1)
+V4_FLASH = _moe(
+    4096, {"compressed/w128+moe": 2, "compressed/4+moe": 21, "compressed/128+moe": 20}, (256, 6, 2048, 1), mtp=1
+)
+V4_PRO = _moe(7168, {"compressed/128+moe": 31, "compressed/4+moe": 30}, (384, 6, 3072, 1), mtp=1)
+KIMI_K3 = _moe(7168, {"linear+dense": 1, "linear+moe": 68, "mla+moe": 24}, (896, 16, 3072, 2))
+
 #: file (without ``_config.json``): hidden size, layers by kind, (E, K, F, shared) of the MoE, MTP layers, tied embedding.
 IMPORTED: dict[str, tuple[Any, ...]] = {
     "aic--MiniMaxAI--MiniMax-M2.5": MINIMAX,
     "aic--MiniMaxAI--MiniMax-M2.7": MINIMAX,
+    "aic--MiniMaxAI--MiniMax-M3": M3,
     "aic--Qwen--Qwen3-0.6B": _dense(28, 1024, tied=True),
     "aic--Qwen--Qwen3-1.7B": _dense(28, 2048, tied=True),
     "aic--Qwen--Qwen3-235B-A22B": QWEN3_235B,
@@ -79,6 +87,8 @@ IMPORTED: dict[str, tuple[Any, ...]] = {
     "aic--deepseek-ai--DeepSeek-R1": MLA_61,
     "aic--deepseek-ai--DeepSeek-V3": MLA_61,
     "aic--deepseek-ai--DeepSeek-V3.2": MLA_61,
+    "aic--deepseek-ai--DeepSeek-V4-Flash": V4_FLASH,
+    "aic--deepseek-ai--DeepSeek-V4-Pro": V4_PRO,
     "aic--google--gemma-4-26B-A4B": _moe(2816, {"gqa/w1024+moe": 25, "gqa+moe": 5}, (128, 8, 704, 0), tied=True),
     "aic--meta-llama--Llama-4-Maverick-17B-128E-Instruct": _moe(
         5120, {"gqa/w8192+dense": 24, "gqa/w8192+moe": 12, "gqa+moe": 12}, (128, 1, 8192, 1)
@@ -93,8 +103,11 @@ IMPORTED: dict[str, tuple[Any, ...]] = {
     "aic--mistralai--Mixtral-8x7B-v0.1": MIXTRAL,
     "aic--moonshotai--Kimi-K2-Instruct": KIMI,
     "aic--moonshotai--Kimi-K2.5": KIMI,
+    "aic--moonshotai--Kimi-K3": KIMI_K3,
     "aic--openai--gpt-oss-120b": _moe(2880, {"gqa/w128+moe": 18, "gqa+moe": 18}, (128, 4, 2880, 0)),
     "aic--openai--gpt-oss-20b": _moe(2880, {"gqa/w128+moe": 12, "gqa+moe": 12}, (32, 4, 2880, 0)),
+    "aic--sgl-project--DeepSeek-V4-Flash-FP8": V4_FLASH,
+    "aic--sgl-project--DeepSeek-V4-Pro-FP8": V4_PRO,
     "aic--stepfun-ai--Step-3.7-Flash": STEP,
     "aic--stepfun-ai--Step-3.7-Flash-FP8": STEP,
     "aic--zai-org--GLM-5": GLM_5,
@@ -140,12 +153,6 @@ IMPORTED: dict[str, tuple[Any, ...]] = {
 
 #: file: the key that is not understood.
 REFUSED = {
-    "aic--MiniMaxAI--MiniMax-M3": "sparse_attention_config",
-    "aic--deepseek-ai--DeepSeek-V4-Flash": "compress_ratios",
-    "aic--deepseek-ai--DeepSeek-V4-Pro": "compress_ratios",
-    "aic--moonshotai--Kimi-K3": "text_config.linear_attn_config",
-    "aic--sgl-project--DeepSeek-V4-Flash-FP8": "compress_ratios",
-    "aic--sgl-project--DeepSeek-V4-Pro-FP8": "compress_ratios",
     "moe-lrc--jetmoe": "moe_num_experts",
     "moe-lrc--jetmoechat": "moe_num_experts",
     "moe-lrc--jetmoesft": "moe_num_experts",

@@ -31,6 +31,8 @@ def import_config(config: Mapping[str, Any], name: str, hf_id: str | None = None
     fields = _language_model(config)
     parts = _build(fields)
     storage = read_storage(fields, parts.layers)
+    if parts.kv_cache is not None:
+        storage = storage.model_copy(update={"kv_cache": parts.kv_cache})
     return ModelSpec(
         name=name,
         hf_id=hf_id,

@@ -16,7 +16,7 @@ def routed(fields: Fields, router_bias: bool) -> MoeFfn:
     Raises:
         InputError: groups that do not divide the experts.
     """
-    n_experts = fields.count("n_routed_experts", "num_routed_experts")
+    n_experts = fields.count("n_routed_experts", "num_routed_experts", "num_experts")
     top_k = fields.count("num_experts_per_tok")
     check_top_k(fields, "num_experts_per_tok", top_k, n_experts)
     n_shared = fields.count("n_shared_experts", "num_shared_experts", default=0, least=0)
@@ -119,6 +119,7 @@ def deepseek_v32(fields: Fields) -> Parts:
     """
     sizes = base(fields)
     router_bias = fields.text("topk_method", "noaux_tc") == "noaux_tc"
+    fields.kinds("layer_types", sizes.n_layers, {"deepseek_sparse_attention": True})
     for key in ("index_topk_freq", "index_skip_topk_offset", "index_topk_pattern", "index_share_for_mtp_iteration"):
         fields.has(key)
     if fields.any("index_topk_freq", 1) != 1 and not fields.has("indexer_types"):

@@ -34,6 +34,9 @@ def gated_delta_net(fields: Fields, hidden_size: int) -> LinearAttention:
         n_proj_params=proj,
         state_elements=n_v * dk * dv + channels * (kernel - 1),
         flops_per_token=7 * n_v * dk * dv + 2 * channels * kernel,
+        n_key_heads=n_k,
+        key_head_dim=dk,
+        value_head_dim=dv,
     )
 
 
@@ -41,6 +44,8 @@ def _mixers(fields: Fields, n_layers: int, hidden_size: int) -> list[Attention]:
     """Every `full_attention_interval`-th layer attends in full; the others are gated delta nets."""
     bias = fields.flag("attention_bias")
     gate = fields.flag("attn_output_gate", True)
+    if fields.text("output_gate_type", "swish") not in ("swish", "sigmoid"):
+        raise fields.refuse("output_gate_type", "is not understood", "known: swish, sigmoid")
     full = read_gqa(fields, hidden_size, head_dim=256, qkv_bias=bias, o_bias=bias, qk_norm="head", output_gate=gate)
     linear = gated_delta_net(fields, hidden_size)
     every = fields.count("full_attention_interval", default=4)

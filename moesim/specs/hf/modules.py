@@ -1,4 +1,4 @@
-"""Which kinds of weights a quantiser leaves alone, from lists such as ``modules_to_not_convert`` or ``ignore``."""
+"""Which kinds of weights a list of modules means: those a quantiser leaves alone (``ignore``) or converts (``targets``)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Iterator, Sequence
 from fnmatch import translate
 
 from moesim.errors import InputError
-from moesim.specs.model import DenseFfn, LayerSpec, LinearAttention, MlaAttention, MoeFfn
+from moesim.specs.model import CompressedAttention, DenseFfn, LayerSpec, LinearAttention, MlaAttention, MoeFfn
 
-__all__ = ["KINDS", "kept_kinds"]
+__all__ = ["KINDS", "named_kinds"]
 
 #: The kinds of weights with a storage of their own that quantisers may convert.
 KINDS = ("attention", "dense_ffn", "routed_experts", "shared_experts", "router", "embedding", "lm_head")
 
 _DENSE = ("gate_proj", "up_proj", "down_proj")
+_EXPERT = ("w1", "w3", "w2")
+_GATE = ("gate_proj", "w1")
 _GQA = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLA = (
     "self_attn.q_a_proj",
@@ -23,18 +25,19 @@ _MLA = (
     "self_attn.kv_b_proj",
     "self_attn.o_proj",
 )
-_LINEAR = (
-    "linear_attn.in_proj_qkv",
-    "linear_attn.in_proj_z",
-    "linear_attn.out_proj",
-    "mamba.in_proj",
-    "mamba.out_proj",
-)
+#: Projections of mixers of a fixed state; those of Kimi delta attention are spelt like attention.
+_LINEAR = {
+    "gated_delta_net": ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.out_proj"),
+    "mamba": ("mamba.in_proj", "mamba.out_proj"),
+    "mamba2": ("mixer.in_proj", "mixer.out_proj"),
+    "kda": _GQA,
+}
+_COMPRESSED = ("wq_a", "wq_b", "wkv", "wo_a", "wo_b")
 #: Spellings of a block's name in checkpoints; a list that names any one of them means the block.
-_MOE_BLOCKS = ("mlp", "block_sparse_moe", "feed_forward")
+_MOE_BLOCKS = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "mixer")
 
 
-def kept_kinds(patterns: Sequence[str], layers: Sequence[LayerSpec], field: str) -> frozenset[str]:
+def named_kinds(patterns: Sequence[str], layers: Sequence[LayerSpec], field: str) -> frozenset[str]:
     """The kinds of weights of which `patterns` name more than half of the modules.
 
     A pattern is a regular expression after ``re:``, a glob if it has ``*``, or the dotted name of a module or of a part of
@@ -82,7 +85,7 @@ def _matcher(patterns: Sequence[str], field: str) -> _Matcher:
 
 def _without_root(name: str) -> str:
     """The name from ``layers`` on: prefixes differ between plain and multimodal checkpoints."""
-    return re.sub(r"^(model\.|language_model\.)+", "", name)
+    return re.sub(r"^(model\.|language_model\.|backbone\.)+", "", name)
 
 
 def _modules(layers: Sequence[LayerSpec]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -90,29 +93,46 @@ def _modules(layers: Sequence[LayerSpec]) -> Iterator[tuple[str, tuple[str, ...]
     yield "lm_head", ("lm_head",)
     for i, layer in enumerate(layers):
         prefix = f"model.layers.{i}."
-        for part in _attention_modules(layer):
-            yield "attention", (prefix + part,)
+        for spellings in _attention_modules(layer):
+            yield "attention", tuple(prefix + name for name in spellings)
         if isinstance(layer.ffn, DenseFfn):
-            for part in _DENSE:
-                yield "dense_ffn", tuple(f"{prefix}{block}.{part}" for block in ("mlp", "feed_forward"))
+            yield from _dense_modules(prefix, layer.ffn)
         if isinstance(layer.ffn, MoeFfn):
             yield from _moe_modules(prefix, layer.ffn)
 
 
-def _attention_modules(layer: LayerSpec) -> tuple[str, ...]:
-    if isinstance(layer.attention, LinearAttention):
-        return _LINEAR[3:] if layer.attention.variant == "mamba" else _LINEAR[:3]
-    if isinstance(layer.attention, MlaAttention):
-        return _MLA
-    return _GQA if layer.attention is not None else ()
+def _attention_modules(layer: LayerSpec) -> Iterator[tuple[str, ...]]:
+    attention = layer.attention
+    if isinstance(attention, LinearAttention):
+        names = _LINEAR.get(attention.variant, _LINEAR["gated_delta_net"])
+    elif isinstance(attention, CompressedAttention):
+        yield from ((f"attn.{name}", f"self_attn.{name}") for name in _COMPRESSED)
+        return
+    else:
+        names = () if attention is None else _MLA if isinstance(attention, MlaAttention) else _GQA
+    for name in names:
+        yield name, name.replace("self_attn.", "mixer.")
+
+
+def _dense_modules(prefix: str, ffn: DenseFfn) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for part in _DENSE:
+        if ffn.gated or part != _GATE[0]:
+            yield "dense_ffn", tuple(f"{prefix}{block}.{part}" for block in ("mlp", "feed_forward", "mixer"))
 
 
 def _moe_modules(prefix: str, moe: MoeFfn) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for part in _DENSE:
-        yield "routed_experts", tuple(f"{prefix}{block}.experts.0.{part}" for block in _MOE_BLOCKS)
-    gates = [f"{prefix}{block}.{gate}" for block in _MOE_BLOCKS for gate in ("gate", "router")]
-    yield "router", tuple(gates)
-    if moe.shared_intermediate_size:
-        names = ("mlp.shared_experts", "mlp.shared_expert", "feed_forward.shared_expert", "shared_mlp")
+    beside = moe.dense_residual is not None  # then "mlp" is the dense block, not that of the experts
+    blocks = ("block_sparse_moe.", "") if beside else tuple(f"{block}." for block in _MOE_BLOCKS)
+    for parts in zip(_DENSE, _EXPERT, strict=True):
+        if moe.gated or parts != _GATE:
+            yield "routed_experts", tuple(f"{prefix}{b}experts.0.{p}" for b in blocks for p in parts)
+    yield "router", tuple(f"{prefix}{block}{gate}" for block in blocks for gate in ("gate", "router"))
+    if moe.dense_residual is not None:
         for part in _DENSE:
-            yield "shared_experts", tuple(f"{prefix}{name}.{part}" for name in names)
+            names = tuple(f"{prefix}{block}.{part}" for block in ("mlp", "residual_mlp"))
+            yield from (("dense_ffn", names), ("shared_experts", names))
+    if moe.shared_intermediate_size:
+        shared = [f"{b}.{name}" for b in _MOE_BLOCKS for name in ("shared_experts", "shared_expert")]
+        for part in _DENSE:
+            if moe.gated or part != _GATE[0]:
+                yield "shared_experts", tuple(f"{prefix}{name}.{part}" for name in (*shared, "shared_mlp"))

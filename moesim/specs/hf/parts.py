@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moesim.errors import InputError
+from moesim.specs.dtypes import Storage
 from moesim.specs.hf.fields import Fields
 from moesim.specs.model import Attention, DenseFfn, Ffn, GqaAttention, LayerSpec
 
@@ -41,7 +42,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an importer returns; `import_config` adds name and storage."""
+    """What an importer returns; `import_config` adds name and storage. `kv_cache` is how it must be cached, if so."""
 
     hidden_size: int
     vocab_size: int
@@ -51,6 +52,7 @@ class Parts:
     mtp_layers: tuple[LayerSpec, ...] = ()
     mtp_extra_params: int = 0
     note: str | None = None
+    kv_cache: Storage | None = None
 
 
 def base(fields: Fields) -> Base:

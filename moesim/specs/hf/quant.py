@@ -7,12 +7,12 @@ not to convert keep further kinds of weights out. Experts of gpt-oss checkpoints
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moesim.specs.dtypes import Dtype, Storage
 from moesim.specs.hf.fields import Fields
-from moesim.specs.hf.modules import kept_kinds
+from moesim.specs.hf.modules import named_kinds
 from moesim.specs.model import LayerSpec, WeightStorage
 
 __all__ = ["read_storage"]
@@ -32,6 +32,10 @@ class _Scheme:
     activation: Dtype | None = None
     only: tuple[str, ...] = _LINEAR
 
+    def narrowed(self, kinds: frozenset[str]) -> _Scheme:
+        """The same for some kinds, those outside the linear layers (such as a head that a list names) among them."""
+        return replace(self, only=tuple(sorted(kinds)))
+
 
 def read_storage(fields: Fields, layers: Sequence[LayerSpec]) -> WeightStorage:
     """How the checkpoint that the config describes stores its weights; bf16 where the config is silent.
@@ -41,6 +45,7 @@ def read_storage(fields: Fields, layers: Sequence[LayerSpec]) -> WeightStorage:
     """
     plain = _plain_dtype(fields)
     config = fields.data.get("quantization_config") or fields.outer.get("quantization_config")
+    config = config or fields.data.get("quantization") or fields.outer.get("quantization")  # hf_quant_config.json
     wide = Storage(dtype=plain)
     kinds = dict.fromkeys((*_LINEAR, "router", "embedding", "lm_head", "norm", "kv_cache"), wide)
     activation = expert_activation = plain
@@ -49,14 +54,14 @@ def read_storage(fields: Fields, layers: Sequence[LayerSpec]) -> WeightStorage:
         if not isinstance(config, Mapping):
             raise Fields({"quantization_config": config}).refuse("quantization_config", "must be an object")
         quant = Fields(config, path)
-        scheme = _scheme(quant)
-        kept = _kept(quant, layers)
-        converted = [kind for kind in scheme.only if kind not in kept]
-        kinds.update(dict.fromkeys(converted, scheme.weights))
-        expert_activation = scheme.activation or plain if "routed_experts" in converted else plain
-        activation = scheme.activation or plain if "attention" in converted or "dense_ffn" in converted else plain
+        own: dict[str, Dtype] = {}
+        for scheme in _schemes(quant, layers):
+            kinds.update(dict.fromkeys(scheme.only, scheme.weights))
+            own.update(dict.fromkeys(scheme.only, scheme.activation or plain))
+        expert_activation = own.get("routed_experts", plain)
+        activation = own.get("attention", own.get("dense_ffn", plain))
         kinds["kv_cache"] = _kv_cache(quant, wide)
-    if fields.has("expert_dtype"):
+    if fields.has("expert_dtype") and not (isinstance(config, Mapping) and config.get("moe_quant_algo")):
         name = fields.text("expert_dtype", "")
         if name not in _EXPERTS:
             raise fields.refuse("expert_dtype", "is not a format this tool knows", f"known: {', '.join(_EXPERTS)}")
@@ -73,16 +78,36 @@ def _plain_dtype(fields: Fields) -> Dtype:
     return known
 
 
-def _kept(quant: Fields, layers: Sequence[LayerSpec]) -> frozenset[str]:
+def _schemes(quant: Fields, layers: Sequence[LayerSpec]) -> list[_Scheme]:
+    """What the quantiser does, a scheme per set of kinds; later ones hold where two name the same kind.
+
+    A list of layers with a format each (ModelOpt's mixed precision) says all that it converts, except beside an fp8 checkpoint,
+    where it says what is no longer fp8. Otherwise groups of modules or one scheme, less the modules that are left alone.
+    """
+    mixed = _per_layer(quant, layers)
+    if mixed:
+        is_fp8 = quant.any("quant_method") == "fp8" and quant.has("weight_block_size")
+        return [_scheme(quant), *mixed] if is_fp8 else mixed
+    found = _groups(quant, layers) if quant.has("config_groups") else [_scheme(quant)]
     patterns: list[str] = []
     for key in _IGNORE_KEYS:
         patterns.extend(quant.sequence(key) or ())
-    return kept_kinds(patterns, layers, quant.name("modules_to_not_convert")) if patterns else frozenset()
+    kept = named_kinds(patterns, layers, quant.name("modules_to_not_convert")) if patterns else frozenset()
+    return [scheme.narrowed(frozenset(scheme.only) - kept) for scheme in found]
+
+
+def _per_layer(quant: Fields, layers: Sequence[LayerSpec]) -> list[_Scheme]:
+    """The schemes of `quantized_layers`, which gives a format for each module by name."""
+    formats = quant.sub("quantized_layers")
+    by_scheme: dict[_Scheme, list[str]] = {}
+    for name in formats.data:
+        one = formats.sub(str(name))
+        by_scheme.setdefault(_modelopt(one, str(one.any("quant_algo", ""))), []).append(str(name))
+    field = quant.name("quantized_layers")
+    return [scheme.narrowed(named_kinds(names, layers, field)) for scheme, names in by_scheme.items()]
 
 
 def _scheme(quant: Fields) -> _Scheme:
-    if quant.has("config_groups"):
-        return _groups(quant)
     method = quant.any("quant_method") or quant.any("quant_algo") or ("bitsandbytes" if _is_bnb(quant) else None)
     match str(method).lower():
         case "fp8" | "fbgemm_fp8" | "float8":
@@ -121,9 +146,15 @@ def _modelopt(quant: Fields, algorithm: str) -> _Scheme:
             return _Scheme(Storage(dtype=Dtype.NVFP4, scale_group_size=group), Dtype.NVFP4)
         case "FP8":
             return _Scheme(Storage(dtype=Dtype.FP8), Dtype.FP8)
+        case "W4A16_NVFP4":
+            group = quant.count("group_size", default=16)
+            return _Scheme(Storage(dtype=Dtype.NVFP4, scale_group_size=group, weight_only=True))
+        case "MXFP8":
+            return _Scheme(Storage(dtype=Dtype.FP8_BLOCK, scale_group_size=32, scale_bytes=1.0), Dtype.FP8)
         case "W4A16_AWQ":
             return _Scheme(_integer(quant, "quant_algo", 4, quant.any("group_size", 128)))
-    raise quant.refuse("quant_algo", "is not a quantisation this tool knows", "known: NVFP4, FP8, W4A16_AWQ")
+    known = "known: NVFP4, W4A16_NVFP4, FP8, MXFP8, W4A16_AWQ"
+    raise quant.refuse("quant_algo", "is not a quantisation this tool knows", known)
 
 
 def _integer(quant: Fields, key: str, bits: int, group: Any) -> Storage:
@@ -138,15 +169,24 @@ def _integer(quant: Fields, key: str, bits: int, group: Any) -> Storage:
     return Storage(dtype=dtype, scale_group_size=group, scale_bytes=2.0)
 
 
-def _groups(quant: Fields) -> _Scheme:
-    """The first group of compressed-tensors or ModelOpt: format of weights and of the inputs they meet."""
+def _groups(quant: Fields, layers: Sequence[LayerSpec]) -> list[_Scheme]:
+    """Groups of compressed-tensors or ModelOpt: formats of weights and of the inputs they meet, for the modules they target.
+
+    A group that targets a class (``Linear``) converts every linear layer.
+    """
     groups = quant.sub("config_groups")
-    schemes = [_group(groups.sub(str(key))) for key in groups.data]
-    if not schemes:
+    found = []
+    for key in groups.data:
+        group = groups.sub(str(key))
+        scheme, targets = _group(group), group.sequence("targets") or ()
+        names = [t for t in targets if not isinstance(t, str) or "." in t or ":" in t or t.islower()]
+        by_class = len(names) < len(targets) or not targets
+        found.append(scheme if by_class else scheme.narrowed(named_kinds(names, layers, group.name("targets"))))
+    if not found:
         raise quant.refuse("config_groups", "holds no group")
-    if any(scheme != schemes[0] for scheme in schemes):
-        raise quant.refuse("config_groups", "several groups with different formats are not modelled")
-    return schemes[0]
+    if any(scheme != found[0] for scheme in found if scheme.only == _LINEAR):
+        raise quant.refuse("config_groups", "several formats for the same layers are not modelled")
+    return found
 
 
 def _group(group: Fields) -> _Scheme:
@@ -164,7 +204,8 @@ def _group(group: Fields) -> _Scheme:
         raise weights.refuse("num_bits", "floats of this many bits in such groups are not known")
     inputs = group.sub("input_activations")
     if not inputs.data:
-        return _Scheme(storage)
+        floats_alone = storage.dtype in (Dtype.NVFP4, Dtype.MXFP4)
+        return _Scheme(storage.model_copy(update={"weight_only": True}) if floats_alone else storage)
     floats = inputs.text("type", "int") == "float"
     formats = {(8, True): Dtype.FP8, (4, True): storage.dtype, (8, False): Dtype.INT8, (4, False): Dtype.INT4}
     found = formats.get((inputs.count("num_bits"), floats))

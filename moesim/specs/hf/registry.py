@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from moesim.specs.hf import deepseek, dense, early, first_wave, hybrid, recent, sparse
+from moesim.specs.hf import (
+    deepseek,
+    deepseek_v4,
+    dense,
+    early,
+    first_wave,
+    hybrid,
+    kimi,
+    minimax_m3,
+    nemotron,
+    recent,
+    sparse,
+)
 from moesim.specs.hf.fields import Fields
 from moesim.specs.hf.parts import Parts
 
@@ -18,7 +30,9 @@ BUILDERS: Mapping[str, Builder] = {
     "deepseek": deepseek.deepseek_moe,
     "deepseek_v2": deepseek.deepseek_v2,
     "deepseek_v3": deepseek.deepseek_v3,
+    "deepseek_ref": deepseek_v4.deepseek_v4,
     "deepseek_v32": deepseek.deepseek_v32,
+    "deepseek_v4": deepseek_v4.deepseek_v4,
     "gemma": dense.gemma,
     "gemma2": dense.gemma2,
     "gemma3_text": dense.gemma3,
@@ -35,14 +49,19 @@ BUILDERS: Mapping[str, Builder] = {
     "hunyuan": first_wave.hunyuan,
     "jamba": hybrid.jamba,
     "kimi_k2": deepseek.deepseek_v3,
+    "kimi_linear": kimi.kimi_linear,
     "llama": dense.llama,
     "llama4_text": recent.llama4,
     "llama_moe": first_wave.llama_moe,
     "mimo": dense.mimo,
     "mimo_v2_flash": recent.mimo_v2_flash,
     "minimax_m2": recent.minimax_m2,
+    "minimax_m3": minimax_m3.minimax_m3,
+    "minimax_m3_vl_text": minimax_m3.minimax_m3,
     "mistral": dense.mistral,
     "mixtral": sparse.mixtral,
+    "nemotron-nas": nemotron.nemotron_nas,
+    "nemotron_h": nemotron.nemotron_h,
     "nllb-moe": early.nllb_moe,
     "olmoe": sparse.olmoe,
     "phi3": dense.mistral,
@@ -62,17 +81,10 @@ BUILDERS: Mapping[str, Builder] = {
     "xverse": first_wave.xverse,
 }
 
-_COMPRESSED = ("compress_ratios", "attention over compressed keys with hyper-connections is not modelled")
-
 #: Architectures that are known and not modelled: the key that says so, and why.
 REFUSED: Mapping[str, tuple[str, str]] = {
-    "deepseek_ref": _COMPRESSED,
-    "deepseek_v4": _COMPRESSED,
     "jetmoe": ("moe_num_experts", "experts among the attention heads are not modelled"),
-    "kimi_linear": ("linear_attn_config", "Kimi delta attention is not modelled"),
     "longcat_flash": ("zero_expert_num", "experts that do nothing and two attentions per layer are not modelled"),
-    "minimax_m3": ("sparse_attention_config", "attention over blocks that an index picks is not modelled"),
-    "minimax_m3_vl_text": ("sparse_attention_config", "attention over blocks that an index picks is not modelled"),
     "openmoe": ("moe_layer_interval", "this MoE has further blocks in its MoE layers that are not modelled"),
     "yuan": ("moe_config", "attention among experts in the router and filtered attention are not modelled"),
 }

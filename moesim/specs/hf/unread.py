@@ -35,7 +35,8 @@ _HARMLESS = re.compile(
     re.IGNORECASE,
 )
 _NAMES = frozenset({"model_type", "dtype", "torch_dtype", "architectures", "quantization_config", "transformers_version",
-                    "auto_map", "id2label", "label2id", "_name_or_path", "name", "vision_config", "audio_config"})  # fmt: skip
+                    "auto_map", "id2label", "label2id", "_name_or_path", "name", "vision_config", "audio_config",
+                    "quantization"})  # fmt: skip
 
 
 def expert_keys(fields: Fields) -> list[str]:

@@ -261,9 +261,9 @@ def _kv_bytes(model: ModelSpec, parallel: ParallelSpec, context: Floats, stage: 
             elif isinstance(a, MlaAttention):
                 total = total + n * _paged(context / parallel.cp_size) * (a.kv_elements_per_token() * element)
             elif isinstance(a, CompressedAttention):
-                window = _paged(np.minimum(context, a.sliding_window)) * a.head_dim
-                rows = _paged(context / parallel.cp_size) * a.kv_elements_per_token()
-                total = total + n * ((window + rows) * element + a.state_elements * 4.0)
+                window = _paged(np.minimum(context, a.sliding_window)) * (a.head_dim * element)
+                rows = _paged(context / parallel.cp_size) * a.kv_bytes_per_token(element)
+                total = total + n * (window + rows + a.state_elements * 4.0)
     return total
 
 

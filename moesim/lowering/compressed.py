@@ -1,0 +1,149 @@
+"""Attention over pooled rows (DeepSeek-V4), and over blocks of keys that an index picks (MiniMax-M3).
+
+Letters: t tokens on the rank, S context, r tokens to a row, h heads, d head width.
+"""
+
+from __future__ import annotations
+
+from moesim.lowering.common import Context, causal_pairs, collective, elementwise, gemm
+from moesim.ops import AttentionShape, Num, Op, OpKind, Phase, Work, minimum
+from moesim.specs.dtypes import Dtype
+from moesim.specs.model import CompressedAttention, GqaAttention
+
+__all__ = ["lower_block_index", "lower_compressed"]
+
+GROUP = "attention"
+
+
+def lower_compressed(ctx: Context, a: CompressedAttention) -> list[Op]:
+    """Projections, compressor, index, scores over window and rows, and the grouped output projection.
+
+    Tensor parallelism splits queries and the output projection by heads; the one shared key head, the compressors and the index
+    are on every rank (vLLM's layout).
+    """
+    tp, t, storage = ctx.parallel.tp_size, ctx.tokens, ctx.model.storage.attention
+    heads, groups = a.n_heads / tp, max(1.0, a.o_groups / tp)
+    ops = [
+        gemm(ctx, "q_kv_a_proj", t, float(a.q_lora_rank + a.head_dim), ctx.hidden, storage, GROUP),
+        gemm(ctx, "q_b_proj", t, heads * a.head_dim, float(a.q_lora_rank), storage, GROUP),
+        elementwise(ctx, "rope_and_cache", t, (heads + 1.0) * a.head_dim, GROUP),
+    ]
+    if a.compress_ratio is not None:
+        ops += _compressor(ctx, a)
+        ops += _row_index(ctx, a)
+    ops += _scores(ctx, a, heads)
+    wide = heads * a.head_dim / groups
+    ops += [
+        elementwise(ctx, "output_rope", t, heads * a.head_dim, GROUP),
+        gemm(ctx, "o_a_proj", t, float(a.o_lora_rank), wide, storage, GROUP, n_batch=groups),
+        gemm(ctx, "o_b_proj", t, ctx.hidden, groups * a.o_lora_rank, storage, GROUP),
+    ]
+    return ops
+
+
+def _compressor(ctx: Context, a: CompressedAttention) -> list[Op]:
+    """Keys and gates of every token, and the gated mean of each group of them that becomes a row."""
+    width, t = float(a.compressor_width), ctx.tokens
+    return [
+        gemm(ctx, "compressor_proj", t, width, ctx.hidden, ctx.model.storage.attention, GROUP),
+        elementwise(ctx, "compressor_pool", t, width, GROUP, writes=0.5 / (a.compress_ratio or 1), n_kernels=2),
+    ]
+
+
+def _rows(ctx: Context, ratio: int, top: int | None) -> Num:
+    """Query-row pairs of one sequence: of the pairs with tokens, one in r; an index caps what a query keeps."""
+    step = ctx.step
+    return causal_pairs(step.new_tokens, step.cached_tokens, None if top is None else top * ratio) / float(ratio)
+
+
+def _row_index(ctx: Context, a: CompressedAttention) -> list[Op]:
+    """Every index head scores all rows, and `index_topk` are kept."""
+    if a.index_n_heads is None or a.index_head_dim is None or a.compress_ratio is None:
+        return []
+    t, storage, heads, dim = ctx.tokens, ctx.model.storage.attention, float(a.index_n_heads), float(a.index_head_dim)
+    pairs = ctx.sequences * _rows(ctx, a.compress_ratio, None)
+    rows = ctx.sequences * ctx.step.kv_len / float(a.compress_ratio)
+    return [
+        gemm(ctx, "index_q_proj", t, heads * dim, float(a.q_lora_rank), storage, GROUP),
+        gemm(ctx, "index_weights_proj", t, heads, ctx.hidden, storage, GROUP),
+        _index_scores(ctx, pairs, rows, heads, dim, pairs * 4.0),
+    ]
+
+
+def _index_scores(ctx: Context, pairs: Num, keys: Num, heads: float, dim: float, written: Num) -> Op:
+    """Products of small heads with one key each, 8-bit keys and queries (the kernels' format)."""
+    work = Work(pairs * (2.0 * heads * dim), keys * dim + ctx.tokens * (heads * dim), written)
+    shape = AttentionShape(ctx.sequences, ctx.step.new_tokens, keys / ctx.sequences, heads, 1.0, dim, 0.0, None, True)
+    return Op("index_scores", _kind(ctx), work, shape, ctx.model.storage.kv_cache.dtype, GROUP)
+
+
+def _scores(ctx: Context, a: CompressedAttention, heads: float) -> list[Op]:
+    """Scores and values: one key head that is the value too, so that each key is read once.
+
+    Every key that some query of a sequence sees crosses memory once: an index's picks of neighbouring queries are taken to
+    overlap (assumption), as for DeepSeek-V3.2.
+    """
+    step, cp, d = ctx.step, ctx.parallel.cp_size, float(a.head_dim)
+    pairs = causal_pairs(step.new_tokens, step.cached_tokens, a.sliding_window)
+    keys: Num = minimum(step.kv_len, float(a.sliding_window) + step.new_tokens - 1.0)
+    if a.compress_ratio is not None:
+        pairs = pairs + _rows(ctx, a.compress_ratio, a.index_topk)
+        rows: Num = step.kv_len / float(a.compress_ratio)
+        if a.index_topk is not None:
+            rows = minimum(rows, float(a.index_topk) * step.new_tokens)
+        keys = keys + rows
+    is_decode = step.phase is Phase.DECODE
+    read = ctx.sequences * keys * (d * ctx.model.storage.kv_cache.bytes_per_element)
+    act = ctx.tokens * (heads * d * ctx.activation_bytes)
+    work = Work(ctx.sequences * pairs / cp * (4.0 * heads * d), (read / cp if is_decode else read) + act, act)
+    # a causal pass over `seen` keys has as many pairs as this one
+    seen = pairs / step.new_tokens + (step.new_tokens - 1.0) * 0.5
+    shape = AttentionShape(
+        ctx.sequences, step.new_tokens, seen / (cp if is_decode else 1), heads, 1.0, d, d, None, True
+    )
+    ops = [Op("attention_scores", _kind(ctx), work, shape, _arithmetic(ctx), GROUP)]
+    if cp > 1:
+        ops.append(_merge(ctx, a, keys, act))
+    return ops
+
+
+def _merge(ctx: Context, a: CompressedAttention, keys: Num, output_bytes: Num) -> Op:
+    """Context parallelism: prefill gathers the other ranks' rows, decode adds partial outputs up."""
+    cp, tp = ctx.parallel.cp_size, ctx.parallel.tp_size
+    if ctx.step.phase is Phase.DECODE:
+        return collective(ctx, "context_parallel_reduce", OpKind.ALL_REDUCE, cp, output_bytes, tp)
+    rows = ctx.sequences * keys * (float(a.head_dim) * ctx.model.storage.kv_cache.bytes_per_element)
+    return collective(ctx, "context_parallel_gather", OpKind.ALL_GATHER, cp, rows, tp)
+
+
+def lower_block_index(ctx: Context, a: GqaAttention) -> list[Op]:
+    """An index over every key that keeps blocks of them: queries, one key, scores, and the best of each block written.
+
+    Its heads follow the key-value heads, so tensor parallelism splits them down to one.
+    """
+    if a.index_n_heads is None or a.index_head_dim is None:
+        return []
+    heads, dim = max(1.0, a.index_n_heads / ctx.parallel.tp_size), float(a.index_head_dim)
+    step = ctx.step
+    pairs = ctx.sequences * causal_pairs(step.new_tokens, step.cached_tokens, None)
+    element = ctx.model.storage.kv_cache.bytes_per_element
+    keys = ctx.sequences * step.kv_len
+    work = Work(
+        pairs * (2.0 * heads * dim), keys * (dim * element) + ctx.tokens * (heads * dim), pairs * (heads * 0.04)
+    )
+    shape = AttentionShape(ctx.sequences, step.new_tokens, step.kv_len, heads, 1.0, dim, 0.0, None, True)
+    return [
+        gemm(ctx, "index_proj", ctx.tokens, (heads + 1.0) * dim, ctx.hidden, ctx.model.storage.attention, GROUP),
+        elementwise(ctx, "index_norm_and_rope", ctx.tokens, (heads + 1.0) * dim, GROUP),
+        Op("index_scores", _kind(ctx), work, shape, ctx.model.storage.kv_cache.dtype, GROUP),
+    ]
+
+
+def _arithmetic(ctx: Context) -> Dtype:
+    """Rows are unpacked to 16 bits before products (FlashMLA's sparse kernels), whatever the cache holds."""
+    cache = ctx.model.storage.kv_cache.dtype
+    return Dtype.FP32 if cache is Dtype.FP32 else Dtype.BF16
+
+
+def _kind(ctx: Context) -> OpKind:
+    return OpKind.ATTENTION_DECODE if ctx.step.phase is Phase.DECODE else OpKind.ATTENTION_PREFILL
