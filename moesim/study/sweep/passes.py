@@ -144,6 +144,11 @@ def _common(x: Any) -> Any:
 
 def _distinct(columns: Sequence[Floats]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """The first of each set of equal rows, and for each row its set."""
+    if len(columns[0]) <= FEW_ROWS:
+        place: dict[tuple[float, ...], int] = {}
+        rows = list(zip(*(column.tolist() for column in columns), strict=True))
+        codes = [place.setdefault(row, len(place)) for row in rows]
+        return np.asarray([codes.index(i) for i in range(len(place))], dtype=np.intp), np.asarray(codes, dtype=np.intp)
     code = np.zeros(len(columns[0]), dtype=np.intp)
     for column in columns:
         own, inverse = np.unique(column, return_inverse=True)

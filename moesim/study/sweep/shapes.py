@@ -118,12 +118,20 @@ def expert_params(ffn: MoeFfn, d: float, width: Any) -> Any:
 
 
 def structural_check(model: ModelSpec, parallel: ParallelSpec, hardware: Hardware) -> str | None:
-    """What is wrong with the split whatever the experts are, in words; None if nothing."""
+    """What is wrong with the split whatever the experts are, in words; None if nothing. Remembered with the model."""
     n_ranks, n_devices = parallel.n_ranks, hardware.n_devices
     if n_ranks > n_devices or n_devices % n_ranks:
         return (
             f"{parallel.label} needs {n_ranks} devices per instance, which do not fill the {n_devices} of the hardware"
         )
+    known: dict[tuple[int, ...], str | None] = model.__dict__.setdefault("_split_checks", {})
+    key = (parallel.tp_size, parallel.n_stage_ranks, parallel.ep_size, parallel.pp_size, parallel.redundant_experts)
+    if key not in known:
+        known[key] = _split_check(model, parallel)
+    return known[key]
+
+
+def _split_check(model: ModelSpec, parallel: ParallelSpec) -> str | None:
     try:
         parallel.check(_divisible(model, parallel))
     except ParallelError as error:
@@ -290,7 +298,9 @@ def _buffers(model: ModelSpec, parallel: ParallelSpec, experts: Experts, batch: 
     buffers: Any = n_groups * 64.0 * 2**20
     if model.moe_ffn is not None and parallel.ep_size > 1 and parallel.dp_size * parallel.cp_size > 1:
         per_rank = np.minimum(128.0, np.maximum(1.0, batch / parallel.dp_size))
-        buffers = buffers + 2.0 * per_rank * experts.of(model.moe_ffn)[0] * model.moe_ffn.row_width(model.hidden_size) * 2.0
+        buffers = (
+            buffers + 2.0 * per_rank * experts.of(model.moe_ffn)[0] * model.moe_ffn.row_width(model.hidden_size) * 2.0
+        )
     return buffers
 
 
