@@ -26,14 +26,16 @@ import numpy as np
 from moesim.calibrate.fit import FitSettings, fit_with_errors
 from moesim.calibrate.fit_errors import HeldOut, cross_coverage
 from moesim.calibrate.importers.aiconfigurator import import_aiconfigurator
-from moesim.calibrate.store import save_calibration
+from moesim.calibrate.store import find_calibration, save_calibration
 from moesim.calibrate.tables import FamilyRows, MeasurementTable, read_table, write_table
 from moesim.cost.forms_calibration import Calibration, Family
+from moesim.errors import CatalogError
 from moesim.specs.catalog import load_device, load_link
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET_DEVICES = ("h100_sxm", "h200_sxm", "b200_sxm")
 START, END = "<!-- held-out tables: start -->", "<!-- held-out tables: end -->"
+FEWEST_ROWS = 50
 NOT_SHIPPED = ("_eager", " int8")
 
 
@@ -44,17 +46,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--source", default=None)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument(
+        "--only", action="append", help="kinds of tables to fit anew; the shipped files keep the others"
+    )
     parser.add_argument("--date", default=time.strftime("%Y-%m-%d"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.what == "run":
-        run(args.device, args.work, args.source, args.write, args.date)
+        run(args.device, args.work, args.source, args.write, args.date, tuple(args.only or ()))
     else:
         report(args.work)
 
 
-def tables(device: str, work: Path, source: str | None) -> list[tuple[MeasurementTable, bool]]:
+def tables(
+    device: str, work: Path, source: str | None, only: tuple[str, ...] = ()
+) -> list[tuple[MeasurementTable, bool]]:
     """The newest version of every table, and for the target devices all older MoE tables (measured, not shipped)."""
+    if only:
+        return [(import_aiconfigurator(source, device, kinds=only), True)]
     found = []
     for name, options in ((device, {}), (f"{device}.moe_all", {"kinds": ("moe",), "latest_only": False})):
         if options and device not in TARGET_DEVICES:
@@ -66,14 +75,14 @@ def tables(device: str, work: Path, source: str | None) -> list[tuple[Measuremen
     return found
 
 
-def run(device_name: str, work: Path, source: str | None, write: bool, date: str) -> None:
+def run(device_name: str, work: Path, source: str | None, write: bool, date: str, only: tuple[str, ...] = ()) -> None:
     device = load_device(device_name)
     link = load_link(device.scale_up_link).bytes_per_s if device.scale_up_link else 0.0
     settings, seen = FitSettings(), set()
     shipped: dict[tuple[str, str], list[Family]] = {}
-    for table, is_newest in tables(device_name, work, source):
+    for table, is_newest in tables(device_name, work, source, only):
         for rows in table.families():
-            if rows.name in seen or len(rows.frame) < 50:
+            if rows.name in seen or len(rows.frame) < FEWEST_ROWS:
                 continue
             seen.add(rows.name)
             start = time.perf_counter()
@@ -84,7 +93,9 @@ def run(device_name: str, work: Path, source: str | None, write: bool, date: str
                 keep(work, rows, held_out)
             line = family.held_out and f"median {family.held_out.median_frac:.1%} mean {family.held_out.mean_frac:.1%}"
             print(f"{rows.name}: {len(rows.frame)} rows, {line}, {time.perf_counter() - start:.1f} s", flush=True)
-    if write:
+    if write and only:
+        add(device_name, shipped)
+    elif write:
         ship(device_name, shipped, date)
 
 
@@ -120,6 +131,27 @@ def ship(device: str, shipped: dict[tuple[str, str], list[Family]], date: str) -
         note = "Loads of power-law rows rebuilt from the published rule; see docs/calibration.md."
         calibration = Calibration(device, stack, versions[0], (*families, *extra), source, date, note)
         save_calibration(calibration, ROOT / "hardware" / "calibrations" / device / f"{stack}.yaml")
+
+
+def add(device: str, fitted: dict[tuple[str, str], list[Family]]) -> None:
+    """Put families into the shipped files of their stacks, in place of those of the same kinds."""
+    for stack in sorted({stack for stack, _ in fitted}):
+        try:
+            old = find_calibration(f"{device}/{stack}")
+        except CatalogError:
+            print(f"{device}/{stack}: no shipped file to add to")
+            continue
+        new = [
+            f
+            if version == old.version
+            else replace(f, key=replace(f.key, kernel=f"{f.key.kernel} ({stack} {version})"))
+            for (other, version), families in fitted.items()
+            if other == stack
+            for f in families
+        ]
+        kinds = {f.key.kind for f in new}
+        families = (*(f for f in old.families if f.key.kind not in kinds), *new)
+        save_calibration(replace(old, families=families), ROOT / "hardware" / "calibrations" / device / f"{stack}.yaml")
 
 
 def borrowed(stack: str, own: list[Family], shipped: dict[tuple[str, str], list[Family]]) -> list[Family]:

@@ -9,6 +9,7 @@ from moesim.cost.forms_attention import DECODE, PREFILL
 from moesim.cost.forms_collective import COLLECTIVES_FITTED, collective_form
 from moesim.cost.forms_eager import EAGER_KERNELS, EAGER_MOE, EAGER_PADDED_MOE
 from moesim.cost.forms_gemm import GEMM
+from moesim.cost.forms_linear import LINEAR_DECODE, LINEAR_PREFILL
 from moesim.cost.forms_moe import MOE
 from moesim.errors import CatalogError
 
@@ -23,6 +24,8 @@ FORMS: dict[str, Form] = {
         DECODE,
         replace(PREFILL, kind="mla_attention_prefill", length=2.0),
         replace(DECODE, kind="mla_attention_decode", length=2.0),
+        LINEAR_PREFILL,
+        LINEAR_DECODE,
         *(collective_form(kind) for kind in COLLECTIVES_FITTED),
     )
 }

@@ -32,9 +32,11 @@ def request_of(op: Op) -> Request | None:
     if isinstance(shape, GemmShape):
         return Request("gemm", _formats(op, shape))
     if isinstance(shape, AttentionShape):
-        if not _positive(shape.kv_len) or not _positive(shape.v_head_dim):
+        if not _positive(shape.v_head_dim):
             return None
         kind = op.kind.value
+        if not _positive(shape.kv_len):  # a state instead of keys
+            return Request(f"linear_{kind}", ("bf16",))
         return Request(f"mla_{kind}" if shape.is_mla else kind, ("bf16",), _cache_format(op, shape))
     if isinstance(shape, CollectiveShape) and op.kind is not OpKind.SEND:
         return Request(op.kind.value, ("bf16",)) if shape.stride == 1 and shape.n_ranks <= 8 else None

@@ -18,6 +18,8 @@ SHAPES = {
     "attention_decode": AttentionShape(np.array([1.0, 64.0]), 1.0, 4096.0, 32.0, 8.0, 128.0, 128.0),
     "mla_attention_prefill": AttentionShape(np.array([1.0, 8.0]), 1024.0, 1024.0, 16.0, 16.0, 192.0, 128.0, None, True),
     "mla_attention_decode": AttentionShape(np.array([1.0, 64.0]), 1.0, 4096.0, 16.0, 1.0, 576.0, 512.0, None, True),
+    "linear_attention_prefill": AttentionShape(np.array([1.0, 8.0]), 1024.0, 0.0, 32.0, 16.0, 128.0, 128.0),
+    "linear_attention_decode": AttentionShape(np.array([1.0, 64.0]), 1.0, 0.0, 32.0, 16.0, 128.0, 128.0),
     "all_reduce": CollectiveShape(8, np.array([1e4, 1e8])),
     "all_gather": CollectiveShape(8, np.array([1e4, 1e8])),
     "reduce_scatter": CollectiveShape(8, np.array([1e4, 1e8])),
@@ -55,6 +57,17 @@ def test_a_decode_moe_layer_takes_its_weight_bytes_over_the_achieved_bandwidth()
     p = evaluate(form_of("moe"), params, shape, TARGET)
     ideal = 128 * 3 * 4096 * 1536 * 2.0 / (TARGET.memory_bytes_per_s * params.memory_frac)
     assert ideal < p.time_s[0] < 1.2 * ideal
+
+
+def test_linear_attention_decodes_at_the_rate_of_its_states_and_prefills_in_chunks():
+    decode = start_params("linear_attention_decode")
+    shape = AttentionShape(np.array([512.0]), 1.0, 0.0, 32.0, 16.0, 128.0, 128.0)
+    ideal = 2 * 512 * 32 * 128 * 128 * 4.0 / (TARGET.memory_bytes_per_s * decode.memory_frac)
+    assert ideal < evaluate(form_of("linear_attention_decode"), decode, shape, TARGET).time_s[0] < 1.3 * ideal
+    prefill = start_params("linear_attention_prefill")
+    lengths = AttentionShape(1.0, np.array([8192.0, 16384.0]), 0.0, 32.0, 16.0, 128.0, 128.0)
+    short, long = evaluate(form_of("linear_attention_prefill"), prefill, lengths, TARGET).time_s
+    assert 1.8 < long / short < 2.0
 
 
 def test_row_tiles_between_equal_and_skewed_loads():

@@ -90,6 +90,34 @@ def test_aiconfigurator_units_and_loads(tmp_path):
         import_table(tmp_path / "systems" / "data" / "h100_sxm", device="h100_sxm")
 
 
+def test_aiconfigurator_state_kernels_without_convolutions(tmp_path):
+    common = {
+        "op_name": "gdn",
+        "batch_size": 4,
+        "num_k_heads": 8,
+        "head_k_dim": 128,
+        "num_v_heads": 16,
+        "head_v_dim": 128,
+    }
+    rows = [
+        {**common, "kernel_source": "causal_conv1d_fn", "phase": "context", "seq_len": 512, "latency": 0.01},
+        {**common, "kernel_source": "chunk_gated_delta_rule", "phase": "context", "seq_len": 512, "latency": 0.2},
+        {
+            **common,
+            "kernel_source": "fused_recurrent_gated_delta_rule",
+            "phase": "generation",
+            "seq_len": 1,
+            "latency": 0.02,
+        },
+    ]
+    write_parquet(tmp_path, "linear_attention", "vllm", "0.24.0", "gdn_perf", pd.DataFrame(rows))
+    frame = import_aiconfigurator(tmp_path, "h100_sxm").frame.set_index("op_kind")
+    assert sorted(frame.index) == ["linear_attention_decode", "linear_attention_prefill"]
+    prefill = frame.loc["linear_attention_prefill"]
+    assert (prefill["q_len"], prefill["n_heads"], prefill["n_kv_heads"]) == (512, 16, 8)
+    assert prefill["measured_s"] == pytest.approx(2e-4)
+
+
 def test_missing_package_names_the_extra():
     import importlib.util
 

@@ -66,6 +66,8 @@ _TABLES = (
     _Files("attention_decode", "attention", "generation_attention_perf"),
     _Files("mla_attention_prefill", "mla", "context_mla_perf"),
     _Files("mla_attention_decode", "mla", "generation_mla_perf"),
+    _Files("linear_attention", "linear_attention", "gdn_perf"),
+    _Files("linear_attention", "kda", "kda_perf"),
     _Files("nccl", "comm", "nccl_perf"),
     _Files("custom_all_reduce", "comm", "custom_allreduce_perf"),
 )
@@ -160,6 +162,8 @@ def _read(path: Path, kind: str, device: str) -> MeasurementTable | None:
         frame = _gemm(raw, stack, version)
     elif kind == "moe":
         frame = _moe(raw, stack, version)
+    elif kind == "linear_attention":
+        frame = _linear_attention(raw)
     elif "attention" in kind:
         frame = _attention(raw, kind)
     elif kind == "nccl":
@@ -295,6 +299,31 @@ def _attention(raw: pd.DataFrame, kind: str) -> pd.DataFrame:
             "v_head_dim": v,
             "window": window,
             "is_mla": float(is_mla),
+        }
+    )
+
+
+#: The kernels that carry the state; the short convolutions before them are rows of their own and left out.
+_STATE_KERNELS = "gated_delta_rule|kda"
+
+
+def _linear_attention(raw: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the state's kernel, without those that check drafted tokens (phase `verify`)."""
+    import pandas as pd
+
+    raw = raw[raw["kernel_source"].str.contains(_STATE_KERNELS) & raw["phase"].isin(["context", "generation"])]
+    is_decode = raw["phase"] == "generation"
+    return pd.DataFrame(
+        {
+            "op_kind": is_decode.map({True: "linear_attention_decode", False: "linear_attention_prefill"}),
+            "dtype": "bf16",
+            "kernel": raw["op_name"] + " " + raw["kernel_source"].map(_short),
+            "batch": raw["batch_size"],
+            "q_len": raw["seq_len"].where(~is_decode, 1),
+            "n_heads": raw["num_v_heads"],
+            "n_kv_heads": raw["num_k_heads"],
+            "qk_head_dim": raw["head_k_dim"],
+            "v_head_dim": raw["head_v_dim"],
         }
     )
 
