@@ -6,10 +6,13 @@ Letters: D hidden size, F width, t tokens in flight on the rank, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 
+import numpy as np
+
+from moesim.ops import Num, maximum, minimum
 from moesim.specs.model import (
     Attention,
     CompressedAttention,
@@ -27,6 +30,7 @@ __all__ = [
     "MemoryBytes",
     "Serving",
     "WeightBytes",
+    "fullest_bytes",
     "kv_bytes_per_sequence",
     "rank_memory",
     "rank_weights",
@@ -50,13 +54,20 @@ class WeightBytes:
     @property
     def total(self) -> float:
         """All kinds together."""
-        return float(sum(getattr(self, f.name) for f in fields(self)))
+        return sum(self._each)
+
+    @property
+    def _each(self) -> tuple[float, ...]:
+        return (
+            self.attention, self.dense_ffn, self.routed_experts, self.shared_experts, self.router, self.norm, self.embedding,
+            self.lm_head,
+        )  # fmt: skip
 
     def __mul__(self, n: float) -> WeightBytes:
-        return WeightBytes(*(getattr(self, f.name) * n for f in fields(self)))
+        return WeightBytes(*(x * n for x in self._each))
 
     def __add__(self, other: WeightBytes) -> WeightBytes:
-        return WeightBytes(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return WeightBytes(*(a + b for a, b in zip(self._each, other._each, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +126,8 @@ def rank_weights(
     """Weights of a rank of the stage that holds `layers`; the first stage adds the embedding, the last the head."""
     storage, tp = model.storage, parallel.tp_size
     total = WeightBytes()
-    for index in layers:
-        total = total + _layer_weights(model, parallel, model.layers[index])
+    for layer, n in layers_among(model, layers):
+        total = total + _layer_weights(model, parallel, layer) * n
     outside = model.other_params * storage.norm.bytes_per_element
     total = total + WeightBytes(norm=outside)
     if first:
@@ -127,6 +138,13 @@ def rank_weights(
             head = model.embedding_params
         total = total + WeightBytes(lm_head=head / tp * storage.lm_head.bytes_per_element)
     return total
+
+
+def layers_among(model: ModelSpec, layers: Sequence[int]) -> list[tuple[LayerSpec, int]]:
+    """Distinct layers among those of the given indices, with how often each is."""
+    inside = layers if isinstance(layers, range) else frozenset(layers)
+    counted = [(layer, sum(i in inside for i in indices)) for layer, indices in model.layer_groups]
+    return [(layer, n) for layer, n in counted if n]
 
 
 def _layer_weights(model: ModelSpec, parallel: ParallelSpec, layer: LayerSpec) -> WeightBytes:
@@ -179,59 +197,78 @@ def _attention_params(attention: Attention, hidden_size: int, tp: int) -> float:
 
 
 def kv_bytes_per_sequence(
-    model: ModelSpec, parallel: ParallelSpec, context: float, layers: Sequence[int] | None = None, block_tokens: int = 1
+    model: ModelSpec, parallel: ParallelSpec, context: Num, layers: Sequence[int] | None = None, block_tokens: int = 1
 ) -> float:
     """Cache of one sequence on one rank, over `layers` (all by default); windows cap what a layer keeps.
 
     GQA heads are split over TP down to one, MLA latents are copied; context parallelism splits the tokens.
     """
     element = model.storage.kv_cache.bytes_per_element
-    total = 0.0
-    for index in range(len(model.layers)) if layers is None else layers:
-        layer = model.layers[index]
+    total: Num = 0.0
+    for layer, n in layers_among(model, range(len(model.layers)) if layers is None else layers):
         for attention in (layer.attention, layer.cross_attention):
-            if isinstance(attention, LinearAttention):
-                total += attention.state_elements / parallel.tp_size * 4.0
-            elif isinstance(attention, GqaAttention) and not attention.reuses_kv:
-                kept = context if attention.sliding_window is None else min(context, attention.sliding_window)
-                heads = max(1.0, attention.n_kv_heads / parallel.tp_size)
-                width = heads * (attention.head_dim + attention.v_head_dim) + (attention.index_head_dim or 0)
-                total += _paged(kept / parallel.cp_size, block_tokens) * width * element
-            elif isinstance(attention, MlaAttention):
-                total += _paged(context / parallel.cp_size, block_tokens) * attention.kv_elements_per_token() * element
-            elif isinstance(attention, CompressedAttention):
-                window = _paged(min(context, attention.sliding_window), block_tokens) * attention.head_dim * element
-                tokens = _paged(context / parallel.cp_size, block_tokens)
-                total += window + tokens * attention.kv_bytes_per_token(element) + attention.state_elements * 4.0
-    return total
+            total = total + n * _kept_bytes(attention, parallel, context, block_tokens, element)
+    return total  # type: ignore[return-value]  # arrays for arrays
 
 
-def _paged(tokens: float, block_tokens: int) -> float:
-    return ceil(tokens / block_tokens) * float(block_tokens) if block_tokens > 1 else tokens
+def _kept_bytes(
+    attention: Attention | None, parallel: ParallelSpec, context: Num, block_tokens: int, element: float
+) -> Num:
+    """What one attention block keeps of a sequence on one rank."""
+    if isinstance(attention, LinearAttention):
+        return attention.state_elements / parallel.tp_size * 4.0
+    if isinstance(attention, GqaAttention) and not attention.reuses_kv:
+        kept = context if attention.sliding_window is None else minimum(context, float(attention.sliding_window))
+        heads = max(1.0, attention.n_kv_heads / parallel.tp_size)
+        width = heads * (attention.head_dim + attention.v_head_dim) + (attention.index_head_dim or 0)
+        return _paged(kept / parallel.cp_size, block_tokens) * (width * element)
+    if isinstance(attention, MlaAttention):
+        return _paged(context / parallel.cp_size, block_tokens) * (attention.kv_elements_per_token() * element)
+    if isinstance(attention, CompressedAttention):
+        in_window = minimum(context, float(attention.sliding_window))
+        window = _paged(in_window, block_tokens) * (attention.head_dim * element)
+        tokens = _paged(context / parallel.cp_size, block_tokens)
+        return window + tokens * attention.kv_bytes_per_token(element) + attention.state_elements * 4.0
+    return 0.0
+
+
+def _paged(tokens: Num, block_tokens: int) -> Num:
+    return _ceil(tokens / block_tokens) * float(block_tokens) if block_tokens > 1 else tokens
+
+
+def _ceil(x: Num) -> Num:
+    return np.ceil(x) if isinstance(x, np.ndarray) else float(ceil(x))
 
 
 def rank_memory(model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity_bytes: float) -> MemoryBytes:
     """Memory of the fullest rank of the fullest stage."""
+    return max(_stages(model, parallel, serving, capacity_bytes), key=lambda m: m.total)
+
+
+def fullest_bytes(model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity_bytes: float) -> Num:
+    """The total of `rank_memory`, where sizes of the model's experts and the numbers of `serving` may be arrays."""
+    total: Num = 0.0
+    for memory in _stages(model, parallel, serving, capacity_bytes):
+        total = maximum(total, memory.total)
+    return total
+
+
+def _stages(model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity_bytes: float) -> list[MemoryBytes]:
+    """Memory of a rank of each stage; stages of as many layers of each kind are told once."""
     stages = stage_layers(len(model.layers), parallel.pp_size)
-    last = len(stages) - 1
-    candidates = [
-        _stage_memory(model, parallel, serving, capacity_bytes, stage, first=i == 0, last=i == last)
-        for i, stage in enumerate(stages)
-    ]
-    return max(candidates, key=lambda m: m.total)
+    last, seen, found = len(stages) - 1, set(), []
+    for i, stage in enumerate(stages):
+        kind = (i == 0, i == last, *(sum(j in stage for j in indices) for _, indices in model.layer_groups))
+        if kind not in seen:
+            seen.add(kind)
+            found.append(_stage_memory(model, parallel, serving, capacity_bytes, stage, first=i == 0, last=i == last))
+    return found
 
 
 def _stage_memory(
-    model: ModelSpec,
-    parallel: ParallelSpec,
-    serving: Serving,
-    capacity_bytes: float,
-    layers: range,
-    *,
-    first: bool,
-    last: bool,
-) -> MemoryBytes:
-    sequences = ceil(serving.batch / parallel.dp_size)
+    model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity_bytes: float, layers: range, *, first: bool, last: bool
+) -> MemoryBytes:  # fmt: skip
+    sequences: float = _ceil(serving.batch / parallel.dp_size)  # type: ignore[assignment]  # arrays for arrays
     per_sequence = kv_bytes_per_sequence(model, parallel, serving.context, layers, serving.kv_block_tokens)
     return MemoryBytes(
         weights=rank_weights(model, parallel, layers, first=first, last=last) * serving.n_models,
@@ -248,14 +285,16 @@ def _activations(model: ModelSpec, parallel: ParallelSpec, serving: Serving, seq
     Assumption: nothing is kept between layers but the residual (inference).
     """
     t = serving.max_pass_tokens / parallel.cp_size
-    widest = 0.0
-    for layer, _ in model.layer_kinds:
+    widest: float = 0.0
+    for layer, _ in model.layer_groups:
         if isinstance(layer.ffn, DenseFfn):
-            widest = max(widest, 3.0 * layer.ffn.intermediate_size / parallel.tp_size)
+            widest = maximum(widest, 3.0 * layer.ffn.intermediate_size / parallel.tp_size)
         elif isinstance(layer.ffn, MoeFfn):
-            per_pair = layer.ffn.row_width(model.hidden_size) + 3.0 * layer.ffn.moe_intermediate_size / parallel.etp_size
+            per_pair = (
+                layer.ffn.row_width(model.hidden_size) + 3.0 * layer.ffn.moe_intermediate_size / parallel.etp_size
+            )
             pairs = layer.ffn.num_experts_per_tok * parallel.dp_size / parallel.ep_size
-            widest = max(widest, pairs * per_pair + 3.0 * layer.ffn.shared_intermediate_size / parallel.tp_size)
+            widest = maximum(widest, pairs * per_pair + 3.0 * layer.ffn.shared_intermediate_size / parallel.tp_size)
     logits = sequences * model.vocab_size * 4.0 if last else 0.0
     return t * (2.0 * model.hidden_size + model.residual_width + widest) * 2.0 + logits
 
@@ -270,6 +309,6 @@ def _comm_buffers(model: ModelSpec, parallel: ParallelSpec, serving: Serving) ->
     n_groups = sum(size > 1 for size in (parallel.tp_size, parallel.dp_size, parallel.pp_size, parallel.cp_size))
     buffers = n_groups * 64.0 * 2**20
     if ffn is not None and parallel.ep_size > 1 and parallel.dp_size * parallel.cp_size > 1:
-        per_rank = min(128.0, max(1.0, serving.batch / parallel.dp_size))
+        per_rank = minimum(128.0, maximum(1.0, serving.batch / parallel.dp_size))
         buffers += 2.0 * per_rank * ffn.n_routed_experts * ffn.row_width(model.hidden_size) * 2.0
     return buffers

@@ -48,9 +48,12 @@ class DenseFfn(Frozen):
 
     def n_params(self, hidden_size: int) -> int:
         """Weights of the block: (3 if gated else 2) D F, and biases."""
-        n_in = 2 if self.gated else 1
-        bias = n_in * self.intermediate_size + hidden_size if self.bias else 0
-        return (n_in + 1) * hidden_size * self.intermediate_size + bias
+        return _ffn_params(hidden_size, self.intermediate_size, self.gated, self.bias)
+
+
+def _ffn_params(row_width: int, width: int, gated: bool, bias: bool) -> int:
+    n_in = 2 if gated else 1
+    return (n_in + 1) * row_width * width + (n_in * width + row_width if bias else 0)
 
 
 class MoeFfn(Frozen):
@@ -79,8 +82,7 @@ class MoeFfn(Frozen):
 
     def expert_params(self, hidden_size: int) -> int:
         """Weights of one routed expert."""
-        one = DenseFfn(intermediate_size=self.moe_intermediate_size, gated=self.gated, bias=self.bias)
-        return one.n_params(self.row_width(hidden_size))
+        return _ffn_params(self.row_width(hidden_size), self.moe_intermediate_size, self.gated, self.bias)
 
     def row_width(self, hidden_size: int) -> int:
         """Width of the rows that travel to routed experts."""
