@@ -14,6 +14,8 @@ from moesim.lowering.load import ExpertLayout, MoeLoad, drawn_load, expected_loa
 from moesim.ops import Num
 from moesim.routing import Placement, RouterModel, build_router, contiguous, expert_capacity, given, striped
 from moesim.routing.eplb import eplb_global, eplb_hierarchical
+from moesim.routing.locality import TokenHome, locality_placement
+from moesim.routing.placement import trivial
 from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, RoutingSpec
@@ -108,16 +110,19 @@ def route_model(
         for key, ffn in blocks.items()
     }
     placements = {
-        key: place_experts(spec.placement, routers[key], parallel, domain_size, ffn.n_group)
+        key: place_experts(spec.placement, routers[key], parallel, domain_size, ffn.n_group, rng)
         for key, ffn in blocks.items()
     }
     return Routed(spec, routers, placements, {key: tuple(found) for key, found in layers.items()})
 
 
 def place_experts(
-    spec: PlacementSpec, router: RouterModel, parallel: ParallelSpec, domain_size: int, n_group: int
-) -> Placement:
+    spec: PlacementSpec, router: RouterModel, parallel: ParallelSpec, domain_size: int, n_group: int,
+    rng: np.random.Generator | None = None,
+) -> Placement:  # fmt: skip
     """Slots of one router's experts over the expert ranks; balancing placements look at the router's own probabilities.
+
+    `locality` looks at paths drawn by `rng` (by default always the same).
 
     Raises:
         InputError: redundant experts without a balancing placement, or a given placement of another size.
@@ -138,11 +143,19 @@ def place_experts(
                 allowed=f"{n_ranks} ranks",
             )  # fmt: skip
         return placement
+    if spec.kind is PlacementKind.TRIVIAL:
+        return trivial(n_experts, n_ranks, n_slots)
     if parallel.redundant_experts:
         raise InputError(
             "redundant experts need a balancing placement", field="routing.placement.kind", value=spec.kind.value,
-            allowed="eplb or eplb_global",
+            allowed="eplb, eplb_global or trivial",
         )  # fmt: skip
+    if spec.kind is PlacementKind.LOCALITY:
+        paths = router.sample_tokens(spec.n_sampled_tokens, rng or np.random.default_rng(0))
+        domain = min(domain_size, parallel.n_stage_ranks) * n_ranks // parallel.n_stage_ranks
+        return locality_placement(
+            paths, n_experts, n_ranks, max(1, domain), home=TokenHome(spec.home), load_tolerance=spec.load_tolerance
+        )
     return striped(n_experts, n_ranks) if spec.kind is PlacementKind.STRIPED else contiguous(n_experts, n_ranks)
 
 

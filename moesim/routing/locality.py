@@ -125,8 +125,8 @@ def locality_placement(
 
     Layer after layer, with its neighbours held fixed, experts are assigned to domains for the most co-activation kept inside
     (an optimal assignment of the linear part, then Kernighan-Lin swaps with pairs of the same layer counted), until nothing
-    improves; swaps then bring each domain's load within `load_tolerance` of the mean where that is possible. If paths then cross
-    more borders on the sample than with experts in order, the tolerance is tripled; after two times, experts in order are kept.
+    improves; swaps then bring each domain's load within nine times, three times and once `load_tolerance` of the mean where
+    possible, as long as paths cross no more borders on the sample than with experts in order; those are kept if all cross more.
 
     Args:
         experts: sample of paths, [T, L, K].
@@ -155,20 +155,29 @@ def locality_placement(
         for layer in range(n_layers) if sweep % 2 == 0 else range(n_layers - 1, -1, -1):
             # the first pass follows the layer before only: those after have not been placed yet
             pull = _pull(across, domain, layer, n_domains, looks_ahead=sweep > 0)
-            domain[layer] = improved(domain[layer], pull, inside[layer], n_domains)
+            domain[layer] = improved(domain[layer], pull, inside[layer], n_domains, swaps_only=sweep > 0)
         if (before == domain).all():
             break
-    plain = contiguous(n_experts, n_ranks)
-    limit = path_copies(chosen, plain, d, home).total
-    for tolerance in load_tolerance * 3.0 ** np.arange(N_TOLERANCES):
-        even = domain.copy()
+    return _evened_out(domain, chosen, across, inside, load, n_ranks, d, home, load_tolerance)
+
+
+def _evened_out(
+    domain: Ints, chosen: NDArray[Any], across: Floats | None, inside: Floats, load: NDArray[np.float64], n_ranks: int, d: int,
+    home: TokenHome, load_tolerance: float,
+) -> Placement:  # fmt: skip
+    """The evenest placement that crosses no more borders than experts in order: load is evened out in steps, until it does."""
+    n_layers, n_experts, n_domains = *domain.shape, n_ranks // d
+    best = contiguous(n_experts, n_ranks)
+    limit = path_copies(chosen, best, d, home).total
+    for tolerance in load_tolerance * 3.0 ** np.arange(N_TOLERANCES - 1, -1, -1):
         for layer in range(n_layers):
-            pull = _pull(across, even, layer, n_domains)
-            even[layer] = evened(even[layer], pull, inside[layer], load[layer], n_domains, tolerance)
-        placed = _packed(even, load, n_ranks, n_domains)
-        if path_copies(chosen, placed, d, home).total <= limit:
-            return placed
-    return plain
+            pull = _pull(across, domain, layer, n_domains)
+            domain[layer] = evened(domain[layer], pull, inside[layer], load[layer], n_domains, tolerance)
+        placed = _packed(domain, load, n_ranks, n_domains)
+        if path_copies(chosen, placed, d, home).total > limit:
+            break
+        best = placed
+    return best
 
 
 def _domain_of(placement: Placement, d: int) -> Ints:

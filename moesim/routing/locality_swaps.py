@@ -25,13 +25,16 @@ def kept_inside(domain: Ints, pull: Floats, inside: NDArray[Any], n_domains: int
     return float(pull[np.arange(len(domain)), domain].sum() + 0.5 * ((inside @ together) * together).sum())
 
 
-def improved(domain: Ints, pull: Floats, inside: NDArray[Any], n_domains: int) -> Ints:
-    """A better assignment of the same sizes: the optimum of the linear part if it is better, then swaps while they gain."""
+def improved(domain: Ints, pull: Floats, inside: NDArray[Any], n_domains: int, *, swaps_only: bool = False) -> Ints:
+    """A better assignment of the same sizes: the optimum of the linear part if it is better, then swaps while they gain.
+
+    With `swaps_only` that optimum is left out: it is what takes long, and from a good assignment swaps find as much.
+    """
     from scipy.optimize import linear_sum_assignment
 
     n_experts = len(domain)
     now, best = domain, kept_inside(domain, pull, inside, n_domains)
-    if pull.any():
+    if pull.any() and not swaps_only:
         worth = pull + inside @ np.eye(n_domains)[domain]
         _, column = linear_sum_assignment(np.repeat(worth, n_experts // n_domains, axis=1), maximize=True)
         other = column // (n_experts // n_domains)

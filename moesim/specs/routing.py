@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,18 +39,31 @@ class PlacementKind(StrEnum):
     GIVEN = "given"
     EPLB = "eplb"
     EPLB_GLOBAL = "eplb_global"
+    TRIVIAL = "trivial"
+    LOCALITY = "locality"
 
 
 class PlacementSpec(Frozen):
-    """Which rank holds which expert. `given` lists, per rank, the experts in its slots (the same for every layer)."""
+    """Which rank holds which expert. `given` lists, per rank, the experts in its slots (the same for every layer).
+
+    `trivial` fills slots in order and starts again at expert 0 in redundant ones. `locality` puts experts that are chosen
+    together in one scale-up domain, by paths of `n_sampled_tokens` tokens: `home` is where a token is between layers (`fixed`: on
+    its rank, as in attention-DP), `load_tolerance` how much more than the mean a domain may carry.
+    """
 
     kind: PlacementKind = PlacementKind.CONTIGUOUS
     given: tuple[tuple[Natural, ...], ...] | None = None
+    home: Literal["fixed", "moving"] = "fixed"
+    load_tolerance: Number = Field(default=0.1, gt=0)
+    n_sampled_tokens: int = Field(default=2048, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
-    def _given_matches_kind(self) -> Self:
+    def _fields_match_kind(self) -> Self:
         if (self.kind is PlacementKind.GIVEN) != (self.given is not None):
             raise ValueError("given: list the experts of each rank exactly when kind is 'given'")
+        own = self.model_fields_set & {"home", "load_tolerance", "n_sampled_tokens"}
+        if own and self.kind is not PlacementKind.LOCALITY:
+            raise ValueError(f"{', '.join(sorted(own))}: only for kind 'locality'")
         return self
 
 
