@@ -80,6 +80,27 @@ REQUIRED = {
     "gemma-2-9b",
     "gemma-2-27b",
     "gemma-3-27b",
+    "deepseek-v4-flash",
+    "deepseek-v4-pro",
+    "gemma-4-31b",
+    "glm-5.1",
+    "glm-5.2",
+    "glm-5.3",
+    "kimi-k2.6",
+    "kimi-k2.7-code",
+    "kimi-k3",
+    "kimi-linear-48b-a3b",
+    "llama-3.3-nemotron-super-49b",
+    "mimo-7b",
+    "minimax-m2.7",
+    "minimax-m3",
+    "nemotron-3-nano-30b-a3b",
+    "nemotron-3-super-120b-a12b",
+    "nemotron-3-ultra-550b-a55b",
+    "nemotron-h-56b",
+    "qwen3.6-27b",
+    "qwen3.6-35b-a3b",
+    "step-3.7-flash",
 }
 
 Adjusted = Callable[[ModelSpec], float]
@@ -93,6 +114,11 @@ def rounded_to(unit: float) -> Adjusted:
 def active_rounded_to(unit: float, less: Adjusted = lambda model: 0.0) -> Adjusted:
     """As `rounded_to`, of the active parameters with something left out."""
     return lambda model: round((model.n_active_params - less(model)) / unit) * unit
+
+
+def cut(model: ModelSpec) -> float:
+    """Whole billions, the rest dropped."""
+    return model.n_params // 1e9 * 1e9
 
 
 def embedding(model: ModelSpec) -> float:
@@ -115,8 +141,17 @@ def index_weights(model: ModelSpec) -> float:
 
 #: name: (reason, what of ours to compare with the published total). The tolerance stays what it is for everybody.
 TOTAL_EXCEPTIONS: dict[str, tuple[str, Adjusted]] = {
+    "deepseek-v4-pro": ("the card rounds 1.573T to 1.6T", rounded_to(1e11)),
     "glam-64b-64e": ("the paper rounds 1.16T to 1.2T; its 96.6B active are met to 0.01%", rounded_to(1e11)),
     "kimi-k2.5": ("the card rounds 1.03T to 1T", rounded_to(1e11)),
+    "kimi-k2.6": ("the card rounds 1.03T to 1T", rounded_to(1e11)),
+    "kimi-k2.7-code": ("the card rounds 1.03T to 1T", rounded_to(1e11)),
+    "kimi-linear-48b-a3b": (
+        "embedding and head left out (48.4B); with them the class of transformers has our 49.1B too",
+        lambda m: m.n_params - vocabulary(m),
+    ),
+    "llama-3.3-nemotron-super-49b": ("49.9B cut to 49B", cut),
+    "mimo-7b": ("7.6B cut to 7B", cut),
     "llama-4-scout": ("the published 109B count the vision tower, about 0.9B", lambda m: m.n_params + 0.9e9),
     "qwen3-1.7b": ("published with two digits", rounded_to(1e8)),
 }
@@ -127,21 +162,36 @@ ACTIVE_EXCEPTIONS: dict[str, tuple[str, Adjusted]] = {
         "the paper leaves the embedding out (2.45B) and cuts to 2.4B",
         lambda m: (m.n_active_params - embedding(m)) // 1e8 * 1e8,
     ),
+    "deepseek-v4-flash": ("embedding left out (13.3B), rounded to 13B", active_rounded_to(1e9, embedding)),
     "deepseek-v3.2": ("37B is V3's figure, without the index", lambda m: m.n_active_params - index_weights(m)),
     "glm-4.5": ("the paper leaves embedding and head out", lambda m: m.n_active_params - vocabulary(m)),
     "glm-4.5-air": ("the paper leaves embedding and head out", lambda m: m.n_active_params - vocabulary(m)),
     "glm-5": ("embedding and head left out, as for GLM-4.5", lambda m: m.n_active_params - vocabulary(m)),
     "glm-5-fp8": ("embedding and head left out, as for GLM-4.5", lambda m: m.n_active_params - vocabulary(m)),
+    "glm-5.1": ("embedding and head left out, as for GLM-4.5", lambda m: m.n_active_params - vocabulary(m)),
+    "glm-5.2": ("embedding and head left out, as for GLM-4.5", lambda m: m.n_active_params - vocabulary(m)),
+    "glm-5.3": ("embedding and head left out, as for GLM-4.5", lambda m: m.n_active_params - vocabulary(m)),
     "gpt-oss-120b": ("the model card counts the head, not the embedding", lambda m: m.n_active_params - embedding(m)),
     "gpt-oss-20b": ("the model card counts the head, not the embedding", lambda m: m.n_active_params - embedding(m)),
     "kimi-k2.5": ("the card rounds, and leaves the embedding out", active_rounded_to(1e9, embedding)),
+    "kimi-k2.6": ("the card rounds, and leaves the embedding out", active_rounded_to(1e9, embedding)),
+    "kimi-k2.7-code": ("the card rounds, and leaves the embedding out", active_rounded_to(1e9, embedding)),
+    "kimi-linear-48b-a3b": ("embedding and head left out (2.7B), rounded to 3B", active_rounded_to(1e9, vocabulary)),
+    "mimo-7b": ("7.6B cut to 7B", cut),
     "mimo-v2-flash": ("15.4B rounded to 15B", active_rounded_to(1e9)),
     "minimax-m2": ("embedding and head left out (9.8B), rounded to 10B", active_rounded_to(1e9, vocabulary)),
     "minimax-m2.5": ("embedding and head left out (9.8B), rounded to 10B", active_rounded_to(1e9, vocabulary)),
+    "minimax-m2.7": ("embedding and head left out (9.8B), rounded to 10B", active_rounded_to(1e9, vocabulary)),
+    "minimax-m3": (
+        "embedding and head left out (23.5B), cut to 23B",
+        lambda m: (m.n_active_params - vocabulary(m)) // 1e9 * 1e9,
+    ),
+    "nemotron-3-super-120b-a12b": ("embedding left out (12.2B), rounded to 12B", active_rounded_to(1e9, embedding)),
     "powermoe-3b": ("800M leave the (tied) embedding out", lambda m: m.n_active_params - embedding(m)),
     "qwen3-next-80b-a3b": ("embedding and head left out (3.25B), rounded to 3B", active_rounded_to(1e9, vocabulary)),
     "qwen3.5-122b-a10b": ("9.8B rounded to 10B", active_rounded_to(1e9)),
     "qwen3.5-35b-a3b": ("3.5B less the embedding (2.9B), rounded to 3B", active_rounded_to(1e9, embedding)),
+    "qwen3.6-35b-a3b": ("3.5B less the embedding (2.9B), rounded to 3B", active_rounded_to(1e9, embedding)),
     "qwen3.5-397b-a17b": ("17.3B rounded to 17B", active_rounded_to(1e9)),
 }
 
@@ -222,6 +272,8 @@ def test_an_unknown_name_suggests_the_nearest():
         ("qwen3-235b-a22b-fp8", Dtype.FP8_BLOCK, Dtype.FP8_BLOCK, Dtype.BF16, Dtype.FP8),
         ("gpt-oss-120b", Dtype.MXFP4, Dtype.BF16, Dtype.BF16, Dtype.BF16),
         ("kimi-k2.5", Dtype.INT4, Dtype.BF16, Dtype.BF16, Dtype.BF16),
+        ("kimi-k3", Dtype.MXFP4, Dtype.BF16, Dtype.BF16, Dtype.BF16),
+        ("deepseek-v4-pro", Dtype.MXFP4, Dtype.FP8_BLOCK, Dtype.BF16, Dtype.FP8),
         ("mixtral-8x7b", Dtype.BF16, Dtype.BF16, Dtype.BF16, Dtype.BF16),
     ],
 )
