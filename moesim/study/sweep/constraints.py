@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.memory.count import rank_weights
 from moesim.specs.model import ModelSpec, MoeFfn
-from moesim.specs.parallel import ParallelSpec
 from moesim.specs.sweep import ConstraintKind, ConstraintSpec, SolvedBy
-from moesim.study.sweep.shapes import Experts, _expert_bytes, n_params_of, without_experts
+from moesim.study.sweep.shapes import Experts, n_params_of, weight_bytes
 
-__all__ = ["Target", "resolve", "solve_experts", "weight_bytes"]
+__all__ = ["Target", "resolve", "solve_experts"]
 
 Floats = NDArray[np.float64]
 WIDTH_STEP = 64
@@ -51,14 +49,6 @@ def resolve(spec: ConstraintSpec, model: ModelSpec) -> Target:
     elif value is None and spec.kind is ConstraintKind.MEMORY and spec.solved_by is not SolvedBy.CONCURRENCY:
         value = float(weight_bytes(model, none))
     return Target(spec.kind, value, spec.solved_by, spec.multiple_of, spec.tolerance_frac)
-
-
-def weight_bytes(model: ModelSpec, experts: Experts) -> Floats:
-    """Bytes of all weights, each once."""
-    n = range(len(model.layers))
-    alone = ParallelSpec()
-    bare = rank_weights(without_experts(model), alone, n, first=True, last=True).total
-    return np.asarray(bare + _expert_bytes(model, alone, experts, n), dtype=float)
 
 
 def solve_experts(

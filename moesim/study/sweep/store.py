@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PARTS", "Store"]
 
 PARTS = "cases"
-TEXTS = ("outcome", "reason", "origin", "against_outcome")
+TEXTS = ("outcome", "reason", "origin", "interval_basis", "against_outcome")
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class Store:
 
         arrays: dict[str, Any] = {"id": pa.array(answer.ids, pa.string())}
         for name, values in answer.columns.items():
-            if name in TEXTS:
+            if values.dtype == object:
                 arrays[name] = pa.array(values.tolist(), pa.string())
             else:
                 arrays[name] = pa.array(np.asarray(values, dtype=float), pa.float64())
@@ -111,7 +111,7 @@ class Store:
             if name == "id":
                 continue
             values = whole.column(name).to_numpy(zero_copy_only=False)
-            if name in TEXTS:
+            if pa.types.is_string(whole.column(name).type):
                 values = np.asarray([None if v is None else str(v) for v in values.tolist()], dtype=object)
                 found[name] = np.where(rows >= 0, values[rows], None)
             else:
