@@ -8,21 +8,30 @@ between its tokens is t_decode(b) + (b - 1) t_prefill / O.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from moesim.analytic import step_time
 from moesim.cost import Energy, pass_energy, usd_per_million_tokens
+from moesim.cost.served import stack_of
 from moesim.lowering import Pass
 from moesim.memory import MemoryReport, Outcome
 from moesim.specs.hardware import DeviceSpec, Hardware
 from moesim.specs.model import MoeFfn
 from moesim.specs.scenario import Engine
 from moesim.specs.workload import WorkloadSpec
+from moesim.study.calibrated import basis_of
+from moesim.study.host import wait_s, with_host
 from moesim.study.instance import Instance, PassTime
 from moesim.study.results import Point
+from moesim.study.uncertainty import Basis, Spread, exposure_of, spreads_of
 
-__all__ = ["System", "measure_point", "memory_report", "prefill_rate"]
+__all__ = ["System", "measure_point", "memory_report", "prefill_rate", "scatter", "with_intervals"]
+
+#: Draws of routing from which the scatter of one pass is taken, and normal quantile of the 90% interval.
+N_DRAWS, NINETY = 5, 1.645
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class _Decode:
     requests: float
     n_active: float
     passing: PassTime
+    seeds: float = 0.0
 
 
 def measure_point(
@@ -79,23 +89,41 @@ def measure_point(
     memory = slot_memory(system, workload, batch, explain=explain)
     if memory is not None:
         return Point(concurrency=concurrency, outcome=memory[0], reason=memory[1])
+    calibration = system.instance.cost.calibration
     decode = _decode_round(system, workload, concurrency, engine, rng)
     prefill_s, prefill = prefill_rate(system.instance, workload, engine, rng)
-    ttft_s = _ttft(system.instance, workload, engine, rng)
+    alone_s, alone = _ttft(system.instance, workload, engine, rng)
+    ttft_s = alone_s + float(wait_s(stack_of(calibration), decode.time_s))
     out = workload.output_tokens
     tpot_s = decode.time_s + max(0.0, decode.requests - 1.0) * prefill_s / out
     cycle_s = decode.time_s + decode.requests * prefill_s / out
     rate = concurrency / cycle_s
     energy = _energy_per_token(system, hardware, decode, prefill, prefill_s, workload, rate)
-    passing = decode.passing.estimate
-    return Point(
+    passing, basis = decode.passing.estimate, basis_of(calibration)
+    spreads = spreads_of(
+        basis, exposure_of(passing, decode.seeds), exposure_of(alone.estimate), is_moe=system.instance.model.is_moe
+    )
+    point = Point(
         concurrency=concurrency, outcome="ok", ttft_s=ttft_s, tpot_s=tpot_s, decode_step_s=decode.time_s,
         output_tokens_per_s=rate, output_tokens_per_s_per_device=rate / hardware.n_devices,
         output_tokens_per_s_per_user=1.0 / tpot_s, energy_j_per_output_token=energy,
         usd_per_million_output_tokens=usd_per_million_tokens(hardware, hardware.n_devices, rate),
         weight_bytes_read_per_step=weight_bytes_read(system, decode.requests, decode.n_active),
-        error_frac=passing.error_frac, origin=passing.origin,
+        origin=passing.origin,
     )  # fmt: skip
+    return with_intervals(point, spreads, basis)
+
+
+def with_intervals(point: Point, spreads: Mapping[str, Spread], basis: Basis) -> Point:
+    """The point with the 90% intervals of its results."""
+    found = {name: spread.interval(getattr(point, name)) for name, spread in spreads.items()}
+    known = {name: ends for name, ends in found.items() if ends is not None}
+    half = float(spreads["tpot_s"].half_frac)
+    update = {
+        "intervals": known, "interval_basis": (basis if known else Basis.ASSUMPTION).value,
+        "error_frac": None if math.isnan(half) else half,
+    }  # fmt: skip
+    return point.model_copy(update=update)
 
 
 def slot_memory(system: System, workload: WorkloadSpec, batch: int, *, explain: bool) -> tuple[str, str] | None:
@@ -132,9 +160,24 @@ def weight_bytes_read(system: System, requests_per_slot: float, n_active: float)
     return total * max(1.0, n_active)
 
 
-def time_pass(instance: Instance, step: Pass, engine: Engine, rng: np.random.Generator) -> PassTime:
-    """One pass by the engine asked for."""
-    return instance.flow(step, rng) if engine is Engine.FLOW else instance.analytic(step)
+def time_pass(
+    instance: Instance, step: Pass, engine: Engine, rng: np.random.Generator, *, is_begun: bool = True
+) -> PassTime:
+    """One pass by the engine asked for, with the host time of its stack."""
+    passing = instance.flow(step, rng) if engine is Engine.FLOW else instance.analytic(step)
+    return with_host(instance, step, passing, is_begun=is_begun)
+
+
+def scatter(instance: Instance, step: Pass, rng: np.random.Generator) -> float:
+    """Half-width of the 90% interval of one pass's log time over draws of its routing, by the closed form of drawn loads.
+
+    What one simulated pass may be off the mean of many; closed forms under the expected load have none of it, and a request's
+    mean over its output tokens next to none.
+    """
+    if instance.routed is None:
+        return 0.0
+    times = [float(step_time(instance.program(step, instance.draw(step, rng)), instance.cost)) for _ in range(N_DRAWS)]
+    return NINETY * float(np.std(np.log(times), ddof=1))
 
 
 def _decode_round(
@@ -164,16 +207,19 @@ def _slot_round(
 ) -> _Decode:
     instance, total_s, n_active = system.instance, 0.0, 0.0
     passing: PassTime | None = None
+    step: Pass | None = None
     for share in shares:
         active = 1.0 if len(shares) == 1 else 1.0 - (1.0 - share) ** concurrency
         batch = max(1.0, concurrency * share / active)
-        passing = time_pass(instance, instance.decode_pass(batch, workload.mean_context), engine, rng)
+        step = instance.decode_pass(batch, workload.mean_context)
+        passing = time_pass(instance, step, engine, rng)
         total_s += active * passing.time_s
         n_active += active
-    if passing is None:
+    if passing is None or step is None:
         raise ValueError("a slot needs a member")
     scale = 1.0 / n_active if n_active < 1.0 else 1.0
-    return _Decode(total_s * scale, max(1.0, concurrency * sum(shares)), n_active, passing)
+    seeds = scatter(instance, step, rng.spawn(1)[0]) if engine is Engine.FLOW else 0.0
+    return _Decode(total_s * scale, max(1.0, concurrency * sum(shares)), n_active, passing, seeds)
 
 
 def prefill_rate(
@@ -184,14 +230,18 @@ def prefill_rate(
     per_rank = max(1, workload.max_pass_tokens // new)
     n_together = per_rank * instance.parallel.dp_size
     passes = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens, n_together)
-    timed = [time_pass(instance, step, engine, rng) for step in passes]
+    timed = [time_pass(instance, step, engine, rng, is_begun=i == 0) for i, step in enumerate(passes)]
     return sum(t.time_s for t in timed) / n_together / instance.parallel.pp_size, timed[-1]
 
 
-def _ttft(instance: Instance, workload: WorkloadSpec, engine: Engine, rng: np.random.Generator) -> float:
+def _ttft(
+    instance: Instance, workload: WorkloadSpec, engine: Engine, rng: np.random.Generator
+) -> tuple[float, PassTime]:
+    """Seconds of a prompt's passes with nothing else in them, and the last of them."""
     new = workload.input_tokens - workload.cached_prefix_tokens
     passes = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens)
-    return sum(time_pass(instance, step, engine, rng).time_s for step in passes)
+    timed = [time_pass(instance, step, engine, rng, is_begun=i == 0) for i, step in enumerate(passes)]
+    return sum(t.time_s for t in timed), timed[-1]
 
 
 def _energy_per_token(

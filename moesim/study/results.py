@@ -6,10 +6,14 @@ scenario, seed and version give the same bytes.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
+
+from pydantic import Field
 
 from moesim.specs.base import Frozen, Origin
 from moesim.specs.scenario import Basis, FlipAxis, ScenarioSpec, SystemKind
+from moesim.study.uncertainty import Spread
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -36,9 +40,11 @@ SCHEMA_VERSION = 1
 class Point(Frozen):
     """One system at one concurrency (requests in flight on the whole hardware).
 
-    `ttft_s` is an unloaded prefill of one request; `tpot_s` the mean gap between output tokens with prefills of other requests
-    in between, `decode_step_s` without them. Rates are of the whole hardware unless named otherwise. All None where `outcome`
-    is not "ok". `error_frac` is the half-width of the 90% interval of the times; None: assumption only.
+    `ttft_s` is the prefill of one request without queueing behind others (with a serving stack: as its client sees it); `tpot_s`
+    the mean gap between output tokens with prefills of other requests in between, `decode_step_s` without them. Rates are of the
+    whole hardware unless named otherwise. All None where `outcome` is not "ok". `intervals` holds the 90% interval of each result
+    by its name (none: assumption only), `interval_basis` what stands behind them; `error_frac` is the half-width of that of
+    `tpot_s`, as a fraction.
     """
 
     concurrency: int
@@ -54,7 +60,16 @@ class Point(Frozen):
     usd_per_million_output_tokens: float | None = None
     weight_bytes_read_per_step: float | None = None
     error_frac: float | None = None
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    interval_basis: str = "assumption only"
     origin: Origin = Origin.ASSUMPTION
+
+    def spread(self, name: str) -> Spread | None:
+        """The interval of a result as a spread of its logarithm; None where only assumptions stand behind it."""
+        value, ends = getattr(self, name), self.intervals.get(name)
+        if not value or ends is None:
+            return None
+        return Spread(math.log(value / ends[0]), math.log(ends[1] / value))
 
 
 class MemoryResult(Frozen):

@@ -8,12 +8,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.study.stack_files import Bands
+from moesim.analytic import ASSUMED_ERROR_FRAC, StepEstimate
+from moesim.ops import EXCHANGES
+from moesim.study.stack_files import Bands, shipped_bands
 
 __all__ = [
     "ASSUMPTION_WIDTH",
@@ -22,8 +26,11 @@ __all__ = [
     "Exposure",
     "Kinship",
     "Spread",
+    "current_bands",
+    "exposure_of",
     "quotient",
     "spread_of",
+    "spreads_of",
     "verdict",
 ]
 
@@ -39,8 +46,8 @@ LENT_WIDTH = 0.15
 UNSERVED_WIDTH = 0.3
 #: Added to joules: board power is published, its share in use is not measured. Assumption.
 POWER_WIDTH = 0.25
-#: Below this part of the time with measurements behind it, a result is "assumption only".
-LEAST_MEASURED = 0.5
+#: Above this part of the time with no measurement behind it, a result is "assumption only".
+MOST_ASSUMED = 0.5
 #: Ratio below which nobody should choose by numbers that rest on assumptions.
 TOO_CLOSE = 1.05
 
@@ -71,16 +78,21 @@ SHARED = {Kinship.STRANGERS: 0.0, Kinship.MODEL: 0.3, Kinship.SPLIT: 0.5}
 class Exposure:
     """How a pass is exposed to errors, as fractions of its time: numbers, or arrays of cases.
 
-    `kernels` is the half-width from held-out residuals of its operators (within a kind taken as fully correlated, between kinds as
-    independent); `measured_frac` has measurements behind it, `outside_frac` lies outside their domain, `assumed_frac` is links and
-    kernels that nothing measured. `seeds` is what routing and arrivals scatter (half-width of the 90% interval of the logarithm).
+    `kernels` is the half-width from held-out residuals of its operators, taken as fully correlated in a pass (it cannot be too
+    narrow); `links` that of expert exchanges alone, which serving runs in one node do not contain. `assumed_frac` is what nothing
+    measured, `outside_frac` lies outside the measured domain, `seeds` is what routing and arrivals scatter (half-width of the 90%
+    interval of the logarithm).
     """
 
     kernels: Num = 0.0
-    measured_frac: Num = 1.0
-    outside_frac: Num = 0.0
+    links: Num = 0.0
     assumed_frac: Num = 0.0
+    outside_frac: Num = 0.0
     seeds: Num = 0.0
+
+    def seeded(self, seeds: Num) -> Exposure:
+        """The same with a scatter."""
+        return Exposure(self.kernels, self.links, self.assumed_frac, self.outside_frac, seeds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +134,9 @@ class Spread:
 def spread_of(basis: Basis, exposure: Exposure, bands: Bands, *, is_moe: bool, is_ttft: bool = False) -> Spread:
     """The interval of a time.
 
-    Errors of whole runs contain the kernels' residuals, which therefore count only where no runs stand behind a result. Time
-    outside the measured domain, or on assumptions, and scatter add in quadrature. Nan where less than half of the time was measured.
+    Errors of whole runs contain the kernels' residuals, which therefore count only where no runs stand behind a result.
+    Exchanges, time outside the measured domain or on assumptions, and scatter add in quadrature. Nan where most of the time was
+    not measured.
 
     Args:
         basis: what stands behind the result.
@@ -137,16 +150,58 @@ def spread_of(basis: Basis, exposure: Exposure, bands: Bands, *, is_moe: bool, i
     0.5
     """
     e = exposure
-    extra = (OUTSIDE_WIDTH * e.outside_frac, ASSUMPTION_WIDTH * e.assumed_frac, e.seeds)
+    extra = (OUTSIDE_WIDTH * e.outside_frac, e.seeds)
     if basis in (Basis.RUNS, Basis.LENT):
         low, high = bands.ttft_warm if is_ttft else bands.tpot(is_moe)
-        found = Spread(-low, high).widened(*extra, LENT_WIDTH if basis is Basis.LENT else 0.0)
+        lent = LENT_WIDTH if basis is Basis.LENT else 0.0
+        found = Spread(-low, high).widened(*extra, e.links, ASSUMPTION_WIDTH * e.assumed_frac, lent)
     else:
         found = Spread(e.kernels, e.kernels).widened(*extra, UNSERVED_WIDTH if is_ttft else 0.0)
     if basis is Basis.ASSUMPTION:
         return Spread(found.low * math.nan, found.high * math.nan)
-    known = _where(e.measured_frac, LEAST_MEASURED)
+    known = _where(e.assumed_frac, MOST_ASSUMED)
     return Spread(found.low * known, found.high * known)
+
+
+def exposure_of(estimate: StepEstimate, seeds: float = 0.0) -> Exposure:
+    """The exposure of one pass in detail."""
+    total = max(estimate.time_s, 1e-30)
+    errors = [ASSUMED_ERROR_FRAC if line.error_frac is None else line.error_frac for line in estimate.lines]
+    each = [line.time_s * error / total for line, error in zip(estimate.lines, errors, strict=True)]
+    return Exposure(
+        kernels=float(sum(each)),
+        links=float(sum(x for x, line in zip(each, estimate.lines, strict=True) if line.kind in EXCHANGES)),
+        assumed_frac=float(sum(line.time_s for line in estimate.lines if line.error_frac is None) / total),
+        outside_frac=float(estimate.extrapolated_frac), seeds=seeds,
+    )  # fmt: skip
+
+
+def spreads_of(
+    basis: Basis, decode: Exposure, prefill: Exposure, *, is_moe: bool, bands: Bands | None = None
+) -> dict[str, Spread]:
+    """Intervals of all that a system is judged by, by the name of the result.
+
+    Rates are the inverse of the time between tokens. Dollars take prices as given; joules add what is not known of the power.
+    """
+    bands = bands if bands is not None else current_bands()
+    tpot = spread_of(basis, decode, bands, is_moe=is_moe)
+    ttft = spread_of(basis, prefill, bands, is_moe=is_moe, is_ttft=True)
+    rate = tpot.inverse()
+    return {
+        "ttft_s": ttft, "tpot_s": tpot, "decode_step_s": tpot, "output_tokens_per_s": rate,
+        "output_tokens_per_s_per_device": rate, "output_tokens_per_s_per_user": rate,
+        "energy_j_per_output_token": tpot.widened(POWER_WIDTH), "usd_per_million_output_tokens": tpot,
+    }  # fmt: skip
+
+
+def current_bands() -> Bands:
+    """The shipped bands, or those in the current folder; read once for each."""
+    return _bands_in(Path.cwd())
+
+
+@lru_cache(maxsize=8)
+def _bands_in(_: Path) -> Bands:
+    return shipped_bands()
 
 
 def quotient(top: Spread, bottom: Spread, kinship: Kinship = Kinship.STRANGERS) -> Spread:
@@ -199,8 +254,8 @@ def _exp(x: Num) -> Num:
     return math.exp(x) if isinstance(x, float) else np.asarray(np.exp(x))
 
 
-def _where(frac: Num, least: float) -> Num:
-    """1 where enough, else nan."""
+def _where(frac: Num, most: float) -> Num:
+    """1 where there is no more of it, else nan."""
     if isinstance(frac, float):
-        return 1.0 if frac >= least else math.nan
-    return np.where(np.asarray(frac) >= least, 1.0, math.nan)
+        return 1.0 if frac <= most else math.nan
+    return np.where(np.asarray(frac) <= most, 1.0, math.nan)

@@ -22,7 +22,7 @@ def test_runs_contain_the_kernels_and_the_rest_adds_in_quadrature():
 
 
 def test_nothing_measured_is_no_interval():
-    for basis, exposure in ((Basis.ASSUMPTION, Exposure()), (Basis.KERNELS, Exposure(measured_frac=0.4))):
+    for basis, exposure in ((Basis.ASSUMPTION, Exposure()), (Basis.KERNELS, Exposure(assumed_frac=0.6))):
         spread = spread_of(basis, exposure, BANDS, is_moe=False)
         assert math.isnan(spread.low)
         assert spread.interval(3.0) is None
@@ -31,10 +31,10 @@ def test_nothing_measured_is_no_interval():
 
 def test_arrays_are_as_numbers():
     frac, seeds = np.asarray([0.0, 0.5, 1.0]), np.asarray([0.0, 0.1, 0.2])
-    measured = np.asarray([1.0, 1.0, 0.1])
-    arrays = spread_of(Basis.LENT, Exposure(0.1, measured, frac, frac, seeds), BANDS, is_moe=True, is_ttft=True)
+    links = np.asarray([0.0, 0.05, 0.3])
+    arrays = spread_of(Basis.LENT, Exposure(0.1, links, frac, frac, seeds), BANDS, is_moe=True, is_ttft=True)
     for i in range(3):
-        e = Exposure(0.1, float(measured[i]), float(frac[i]), float(frac[i]), float(seeds[i]))
+        e = Exposure(0.1, float(links[i]), float(frac[i]), float(frac[i]), float(seeds[i]))
         one = spread_of(Basis.LENT, e, BANDS, is_moe=True, is_ttft=True)
         assert np.allclose([arrays.low[i], arrays.high[i]], [one.low, one.high], equal_nan=True)
     both = quotient(arrays, arrays, Kinship.MODEL)

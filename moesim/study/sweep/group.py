@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from moesim.cost import CalibratedOps, CostModel
 from moesim.cost.energy import IDLE_FRAC
+from moesim.cost.served import stack_of
 from moesim.errors import InputError
 from moesim.lowering import Routed, route_model
 from moesim.lowering.route import place_experts
@@ -28,15 +29,18 @@ from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.routing import PlacementSpec, RoutingSpec
 from moesim.specs.scenario import SystemKind, SystemSpec
 from moesim.specs.sweep import ConstraintKind, SolvedBy
-from moesim.study.calibrated import calibration_for
+from moesim.study.calibrated import basis_of, calibration_for
+from moesim.study.host import wait_s
+from moesim.study.kernels import as_run
 from moesim.study.links import scaled_cost
 from moesim.study.resolve import resolve_model
 from moesim.study.sweep.constraints import Target, solve_experts, split_experts
 from moesim.study.sweep.laws import loss_of
 from moesim.study.sweep.passes import Passes, is_even
 from moesim.study.sweep.paths import Variant, patched_model
-from moesim.study.sweep.pricing import Lowered, PassTimes, priced
+from moesim.study.sweep.pricing import Lowered, PassTimes, exposure_in, hosted, priced
 from moesim.study.sweep.shapes import Experts, changed_model, check_splits, memory_of, n_params_of, structural_check
+from moesim.study.uncertainty import Basis, Exposure, spreads_of
 
 __all__ = ["CONSTRAINT", "NUMBERS", "GroupCases", "Rules", "answer", "answer_all", "is_quick", "system_parts"]
 
@@ -44,12 +48,15 @@ Floats = NDArray[np.float64]
 Columns = dict[str, Any]
 CONSTRAINT = "constraint not met"
 BAD_SHAPE = "invalid shape"
+#: Results that carry the ends of their 90% intervals.
+WITH_ENDS = ("ttft_s", "tpot_s", "output_tokens_per_s", "usd_per_million_output_tokens", "energy_j_per_output_token")
 #: Result columns that hold numbers, in order.
 NUMBERS = (
     "n_params", "n_active_params", "n_experts", "top_k", "expert_width", "concurrency", "train_tokens", "loss", "n_instances",
     "memory_bytes", "ttft_s", "tpot_s", "decode_step_s", "output_tokens_per_s", "output_tokens_per_s_per_device",
     "output_tokens_per_s_per_user", "usd_per_million_output_tokens", "energy_j_per_output_token", "exposed_comm_frac",
     "rank_imbalance_ratio", "error_frac",
+    *(f"{name}_{end}" for name in WITH_ENDS for end in ("low", "high")),
 )  # fmt: skip
 
 
@@ -152,6 +159,8 @@ def system_parts(variant: Variant, system: int) -> _Parts:
     model = _model(*_model_key(variant, system))
     if (spec.kind is SystemKind.MOE) != model.is_moe and spec.kind is not SystemKind.ENSEMBLE:
         raise InputError("is not of the system's kind", field="model", value=spec.model, allowed=spec.kind.value)
+    if stack_of(calibration) is not None:
+        model = as_run(model, hardware.device.name)
     return _Parts(model, spec.parallel, hardware, calibration)
 
 
@@ -205,6 +214,7 @@ class _Group:
         self.out["outcome"] = np.full(self.n, "ok", dtype=object)
         self.out["reason"] = np.full(self.n, None, dtype=object)
         self.out["origin"] = np.full(self.n, None, dtype=object)
+        self.out["interval_basis"] = np.full(self.n, None, dtype=object)
 
     def columns(self) -> Generator[list[Ask], list[PassTimes], None]:
         """Shape, memory, times; yields what must be priced."""
@@ -366,11 +376,16 @@ class _Group:
             passes.ask(Phase.DECODE, experts, np.ceil(own / pp), np.ones(len(rows)), cached),
             passes.ask(Phase.PREFILL, experts.take(row), sequences, q, p),
         ]
-        prefill_s, last, ttft_s = self.prefill(prefill, row, len(chunks[0][0]), n)
+        stack = stack_of(self.parts.calibration)
+        begun = (p == n["cached_prefix_tokens"][row]) * np.maximum(1.0, sequences / float(self.parts.parallel.dp_size))
+        decode, prefill = hosted(decode, stack, Phase.DECODE), hosted(prefill, stack, Phase.PREFILL, begun)
+        prefill_s, last, ttft_s, alone = self.prefill(prefill, row, len(chunks[0][0]), n)
+        ttft_s = ttft_s + wait_s(stack, decode.time_s)
         in_flight = np.maximum(1.0, n["concurrency"] / n_instances)
         tpot_s = decode.time_s + np.maximum(0.0, in_flight - 1.0) * prefill_s / out_tokens
         rate = n["concurrency"] / (decode.time_s + in_flight * prefill_s / out_tokens)
         self.put(rows, decode, prefill_s, last, ttft_s, tpot_s, rate, in_flight, out_tokens)
+        self.put_intervals(rows, exposure_in(decode), exposure_in(alone))
 
     def chunks(self, n: Mapping[str, Floats]) -> list[tuple[Any, Floats, Floats, Floats]]:
         """Prefill passes of every case: those of full passes, then those of one request alone."""
@@ -387,15 +402,17 @@ class _Group:
 
     def prefill(
         self, timed: PassTimes, row: NDArray[np.intp], n_full: int, n: Mapping[str, Floats]
-    ) -> tuple[Floats, PassTimes, Floats]:
-        """Seconds of prefill that a request costs when passes are full, their last pass, and the time to first token."""
+    ) -> tuple[Floats, PassTimes, Floats, PassTimes]:
+        """Seconds of prefill that a request costs when passes are full and their last pass; the same of a prompt alone."""
         new, n_rows = n["input_tokens"] - n["cached_prefix_tokens"], len(n["input_tokens"])
         together = np.maximum(1.0, np.floor(n["max_pass_tokens"] / new)) * float(self.parts.parallel.dp_size)
         total = np.bincount(row[:n_full], timed.time_s[:n_full], n_rows)
         ttft: Floats = np.asarray(np.bincount(row[n_full:], timed.time_s[n_full:], n_rows), dtype=float)
         last = np.zeros(n_rows, dtype=np.intp)
+        alone = last.copy()
         last[row[:n_full]] = np.arange(n_full)
-        return total / together / self.parts.parallel.pp_size, timed.take(last), ttft
+        alone[row[n_full:]] = np.arange(n_full, len(row))
+        return total / together / self.parts.parallel.pp_size, timed.take(last), ttft, timed.take(alone)
 
     def put(
         self, rows: NDArray[np.intp], decode: PassTimes, prefill_s: Floats, last: PassTimes, ttft_s: Floats, tpot_s: Floats,
@@ -407,7 +424,6 @@ class _Group:
             "ttft_s": ttft_s, "tpot_s": tpot_s, "decode_step_s": decode.time_s, "output_tokens_per_s": rate,
             "output_tokens_per_s_per_device": rate / hardware.n_devices, "output_tokens_per_s_per_user": 1.0 / tpot_s,
             "exposed_comm_frac": decode.comm_s / decode.time_s, "rank_imbalance_ratio": decode.imbalance,
-            "error_frac": np.where(decode.measured_s < 0.5 * decode.time_s, np.nan, decode.error_s / decode.time_s),
         }  # fmt: skip
         price = self.cases.variant.price_usd_per_device_h
         price = hardware.price_usd_per_device_h if price is None else price
@@ -419,6 +435,15 @@ class _Group:
         for name, column in values.items():
             out[name][rows] = column
         out["origin"][rows] = decode.origin.value
+
+    def put_intervals(self, rows: NDArray[np.intp], decode: Exposure, alone: Exposure) -> None:
+        """Ends of the 90% intervals; nan where only assumptions stand behind a case."""
+        basis, out = basis_of(self.parts.calibration), self.out
+        spreads = spreads_of(basis, decode, alone, is_moe=self.parts.model.is_moe)
+        for name in WITH_ENDS:
+            out[f"{name}_low"][rows], out[f"{name}_high"][rows] = spreads[name].ends(out[name][rows])
+        out["error_frac"][rows] = half = np.broadcast_to(spreads["tpot_s"].half_frac, len(rows))
+        out["interval_basis"][rows] = np.where(np.isnan(half), Basis.ASSUMPTION.value, basis.value)
 
     def energy(
         self, decode: PassTimes, prefill_s: Floats, last: PassTimes, rate: Floats, in_flight: Floats, out_tokens: Floats

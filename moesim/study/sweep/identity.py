@@ -14,7 +14,6 @@ from moesim._version import __version__
 from moesim.calibrate.store import calibration_names, find_calibration
 from moesim.cost import CalibratedOps
 from moesim.cost.forms_calibration import Calibration
-from moesim.cost.layered import LayeredCalibration
 from moesim.specs.base import Frozen
 
 __all__ = ["canonical", "case_ids", "fingerprint", "group_key"]
@@ -63,10 +62,10 @@ def calibration_identity(calibration: CalibratedOps | None) -> str:
 
 
 def _hash_calibration(calibration: CalibratedOps) -> str:
-    layers = calibration.layers if isinstance(calibration, LayeredCalibration) else (calibration,)
     digest = hashlib.sha256()
-    for layer in layers:
+    for layer in _layers(calibration):
         digest.update(layer.name.encode())
+        digest.update(repr(getattr(layer, "stack", "")).encode())
         for family in layer.families if isinstance(layer, Calibration) else ():
             target = {name: getattr(family.target, name) for name in family.target.__dataclass_fields__}
             digest.update(canonical([family.key.name, family.params.values(), target, family.n_groups]).encode())
@@ -75,6 +74,17 @@ def _hash_calibration(calibration: CalibratedOps) -> str:
                 for name in ("mean", "scale", "centres", "weights"):
                     digest.update(np.ascontiguousarray(getattr(family.correction, name)).tobytes())
     return digest.hexdigest()
+
+
+def _layers(calibration: CalibratedOps) -> list[CalibratedOps]:
+    """A calibration and all that it is made of."""
+    found = [calibration]
+    for name in ("own", "inner", "wide", "narrow", "rest"):
+        part = getattr(calibration, name, None)
+        found += _layers(part) if part is not None else []
+    for name in ("layers", "kernels"):
+        found += [layer for part in getattr(calibration, name, ()) for layer in _layers(part)]
+    return found
 
 
 def group_key(parts: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ Rows are passes; an operator's numbers may be one for all rows of its program or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,13 @@ from moesim.cost import CostModel, OpCost
 from moesim.cost.energy import DYNAMIC_FRAC
 from moesim.cost.estimate import known_costs
 from moesim.cost.result import Bound
-from moesim.ops import COLLECTIVES, EXCHANGES, Op, Program
+from moesim.cost.stack import StackParams
+from moesim.ops import COLLECTIVES, EXCHANGES, Op, OpKind, Phase, Program
 from moesim.specs.base import Origin, weakest
+from moesim.study.host import hosted_s
+from moesim.study.uncertainty import Exposure
 
-__all__ = ["Lowered", "PassTimes", "priced"]
+__all__ = ["Lowered", "PassTimes", "exposure_in", "hosted", "priced"]
 
 Floats = NDArray[np.float64]
 #: Programs of more rows are summed one by one, so that intermediate results stay in a cache.
@@ -35,7 +38,8 @@ _RANKS = {origin: rank for rank, origin in enumerate(_ORIGINS)}
 class PassTimes:
     """Of every row: time, exposed communication, time weighted by the power its bound draws, and error times time.
 
-    `measured_s` is the part of the time that a calibration stands behind; `imbalance` the fullest expert rank over the mean.
+    `measured_s` is the part of the time that a calibration stands behind, `outside_s` what lies outside its domain, `links_s` the
+    errors of expert exchanges; `n_launched` counts operators, `imbalance` is the fullest expert rank over the mean.
     """
 
     time_s: Floats
@@ -43,6 +47,9 @@ class PassTimes:
     power_s: Floats
     error_s: Floats
     measured_s: Floats
+    outside_s: Floats
+    links_s: Floats
+    n_launched: Floats
     imbalance: Floats
     origin: Origin
 
@@ -52,12 +59,30 @@ class PassTimes:
 
 
 def _columns(p: PassTimes) -> tuple[Floats, ...]:
-    return p.time_s, p.comm_s, p.power_s, p.error_s, p.measured_s, p.imbalance
+    return (
+        p.time_s, p.comm_s, p.power_s, p.error_s, p.measured_s, p.outside_s, p.links_s, p.n_launched, p.imbalance,
+    )  # fmt: skip
 
 
 def _built(columns: Sequence[Floats], origin: Origin) -> PassTimes:
-    time, comm, power, error, measured, imbalance = columns
-    return PassTimes(time, comm, power, error, measured, imbalance, origin)
+    time, comm, power, error, measured, outside, links, launched, imbalance = columns
+    return PassTimes(time, comm, power, error, measured, outside, links, launched, imbalance, origin)
+
+
+def hosted(times: PassTimes, stack: StackParams | None, phase: Phase, n_new: Any = 0.0) -> PassTimes:
+    """Times with what the stack's host adds to each pass; it draws the power of waiting."""
+    if stack is None:
+        return times
+    whole = np.asarray(hosted_s(stack, times.time_s, phase, times.n_launched, n_new))
+    power_s = times.power_s + (whole - times.time_s) * DYNAMIC_FRAC[Bound.LATENCY]
+    measured_s = times.measured_s + (whole - times.time_s)
+    return replace(times, time_s=whole, power_s=power_s, measured_s=measured_s)
+
+
+def exposure_in(times: PassTimes) -> Exposure:
+    """How each row is exposed to errors."""
+    t = times.time_s
+    return Exposure(times.error_s / t, times.links_s / t, 1.0 - times.measured_s / t, times.outside_s / t)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,11 +192,12 @@ def _timed_together(members: Sequence[tuple[Any, _Priced]]) -> dict[Any, PassTim
             if id(op) not in place:
                 cost = p.costs[id(op)]
                 place[id(op)] = len(table)
-                table.append(_parts(cost, op.kind in _COMM, n))
+                table.append((_scalars if n == 1 else _parts)(cost, op.kind, n))
                 origins.append(_RANKS[cost.origin])
         rows += [place[id(op)] for op in p.ops]
         repeats += p.repeats
-    each = np.asarray(table).reshape(len(table), 5, n)[rows] * np.asarray(repeats)[:, None, None]
+    parts = _scalar_parts(np.asarray(table)) if n == 1 else np.asarray(table)
+    each = parts[rows] * np.asarray(repeats)[:, None, None]
     summed = np.add.reduceat(each, starts, axis=0)
     worst = np.maximum.reduceat(np.asarray(origins)[rows], starts).tolist()
     found = {}
@@ -181,16 +207,44 @@ def _timed_together(members: Sequence[tuple[Any, _Priced]]) -> dict[Any, PassTim
     return found
 
 
-def _parts(cost: OpCost, is_comm: bool, n: int) -> Any:
-    """Time, communication, power, error and measured time of one operator run once, 5 numbers or [5, n]."""
-    time = rows_of(cost.time_s)
-    error = ASSUMED_ERROR_FRAC if cost.error_frac is None else rows_of(cost.error_frac)
-    parts = (
-        time, time if is_comm else 0.0, time * _power(cost), time * error, 0.0 if cost.error_frac is None else time
+def _scalars(cost: OpCost, kind: OpKind, n: int) -> tuple[float, ...]:
+    """What `_scalar_parts` needs of an operator of one row."""
+    if not isinstance(cost.time_s, float):
+        time, comm, power, error_s, measured, outside, links, launched = (float(x[0]) for x in _parts(cost, kind, n))
+        error = error_s / time if time else 0.0
+        return time, 0.0, 0.0, 0.0, 0.0, error, comm, measured, power, outside, links, launched
+    parts: Any = (cost.time_s, cost.compute_s, cost.memory_s, cost.link_s, cost.latency_s)
+    is_known = cost.error_frac is not None
+    error_frac: Any = cost.error_frac if is_known else ASSUMED_ERROR_FRAC
+    return (
+        *parts, error_frac, cost.time_s if kind in _COMM else 0.0, cost.time_s if is_known else 0.0, -1.0,
+        cost.time_s if cost.is_extrapolated else 0.0, cost.time_s * error_frac if kind in EXCHANGES else 0.0,
+        0.0 if kind is OpKind.SEND else 1.0,
     )  # fmt: skip
-    if n == 1:
-        return [float(np.max(x)) if isinstance(x, np.ndarray) else float(x) for x in parts]
+
+
+def _scalar_parts(table: Floats) -> Floats:
+    """`_parts` of many operators of one row at once, [operators, 8, 1]; a power of -1 is still to be found."""
+    time, error, comm, measured, power, outside, links, launched = (table[:, i] for i in (0, 5, 6, 7, 8, 9, 10, 11))
+    by_bound = time * np.asarray(_WEIGHTS)[table[:, 1:5].argmax(axis=1)]
+    power = np.where(power < 0.0, by_bound, power)
+    return np.stack([time, comm, power, time * error, measured, outside, links, launched], axis=1)[:, :, None]
+
+
+def _parts(cost: OpCost, kind: OpKind, n: int) -> Any:
+    """Of one operator run once: time, communication, power, error, measured, outside, exchanges' error, launches, [8, n]."""
+    time = rows_of(cost.time_s)
+    error = time * (ASSUMED_ERROR_FRAC if cost.error_frac is None else rows_of(cost.error_frac))
+    parts = (
+        time, time if kind in _COMM else 0.0, time * _power(cost), error, 0.0 if cost.error_frac is None else time,
+        _outside(cost, time), error if kind in EXCHANGES else 0.0, 0.0 if kind is OpKind.SEND else 1.0,
+    )  # fmt: skip
     return [np.broadcast_to(np.asarray(x, dtype=float), (n,)) for x in parts]
+
+
+def _outside(cost: OpCost, time: Any) -> Any:
+    """Time outside the domain of the calibration."""
+    return time * (float(cost.is_extrapolated) if cost.outside is None else rows_of(cost.outside))
 
 
 def _timed(p: _Priced) -> PassTimes:
@@ -203,15 +257,15 @@ def _timed(p: _Priced) -> PassTimes:
             # ranks beside the fullest are not in it, so that barriers change nothing
             for op in segment.ops:
                 cost = next(coming)
-                sums.add(op, cost, rows_of(cost.time_s) * repeat)
+                sums.add(op, cost, rows_of(cost.time_s) * repeat, repeat)
             continue
         for group in barrier_groups(segment.ops, program.n_ranks):
             own = [next(coming) for _ in group]
             times = [rows_of(cost.time_s) for cost in own]
             for op, cost, time, hidden in zip(group, own, times, _hidden(group, times), strict=True):
-                sums.add(op, cost, (time - hidden) * repeat)
+                sums.add(op, cost, (time - hidden) * repeat, repeat)
     for op, cost in zip(program.stage_sends, coming, strict=False):
-        sums.add(op, cost, rows_of(cost.time_s) * float(p.lowered.pp_size - 1))
+        sums.add(op, cost, rows_of(cost.time_s) * float(p.lowered.pp_size - 1), 0.0)
     return sums.result(p.lowered.imbalance)
 
 
@@ -225,22 +279,32 @@ class _Sums:
         self.power: Any = 0.0
         self.error: Any = 0.0
         self.measured: Any = 0.0
+        self.outside: Any = 0.0
+        self.links: Any = 0.0
+        self.launched = 0.0
         self.origins: set[Origin] = set()
 
-    def add(self, op: Op, cost: OpCost, time: Any) -> None:
+    def add(self, op: Op, cost: OpCost, time: Any, repeat: float) -> None:
         """Count an operator's time over all its layers."""
         self.time = self.time + time
         self.power = self.power + time * _power(cost)
         if op.kind in _COMM:
             self.comm = self.comm + time
-        self.error = self.error + time * (ASSUMED_ERROR_FRAC if cost.error_frac is None else rows_of(cost.error_frac))
+        error = time * (ASSUMED_ERROR_FRAC if cost.error_frac is None else rows_of(cost.error_frac))
+        self.error = self.error + error
         if cost.error_frac is not None:
             self.measured = self.measured + time
+        self.outside = self.outside + _outside(cost, time)
+        if op.kind in EXCHANGES:
+            self.links = self.links + error
+        self.launched += 0.0 if op.kind is OpKind.SEND else repeat
         self.origins.add(cost.origin)
 
     def result(self, imbalance: Any) -> PassTimes:
         """The sums as arrays of all rows."""
-        parts = (self.time, self.comm, self.power, self.error, self.measured, imbalance)
+        parts = (
+            self.time, self.comm, self.power, self.error, self.measured, self.outside, self.links, self.launched, imbalance,
+        )  # fmt: skip
         columns = [np.array(np.broadcast_to(x, (self.n,)), dtype=float) for x in parts]
         return _built(columns, weakest(*self.origins))
 

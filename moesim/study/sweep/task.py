@@ -16,12 +16,13 @@ from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import SweepEngine
 from moesim.study.links import scaled_cost
 from moesim.study.points import measure_point
-from moesim.study.sweep.group import NUMBERS, GroupCases, answer, answer_all, is_quick, system_parts
+from moesim.study.sweep.group import NUMBERS, WITH_ENDS, GroupCases, answer, answer_all, is_quick, system_parts
 from moesim.study.sweep.paths import variant_of
 from moesim.study.sweep.serving import serve_columns, serve_variant
 from moesim.study.sweep.shapes import changed_model
 from moesim.study.sweep.tasks import Group, Task, numbers_of
 from moesim.study.systems import build_system
+from moesim.study.uncertainty import Spread, quotient
 
 __all__ = ["RATIOS", "Answer", "run_task"]
 
@@ -99,20 +100,29 @@ def _joined(task: Task, group: Group, answers: list[Columns] | None) -> Columns:
         other = answers[1]
         with np.errstate(invalid="ignore", divide="ignore"):
             out |= {name: other[column] / out[column] for name, column in RATIOS.items()}
+            for name, column in RATIOS.items():
+                spread = quotient(_spread(other, column), _spread(out, column))
+                out[f"{name}_low"], out[f"{name}_high"] = spread.ends(out[name])
         out["against_usd_per_million_output_tokens"] = other["usd_per_million_output_tokens"]
         out["against_outcome"] = other["outcome"]
     return out
 
 
+def _spread(columns: Columns, name: str) -> Spread:
+    """The interval of a result column."""
+    value, low, high = (columns[name + end] for end in ("", "_low", "_high"))
+    return Spread(np.log(value / low), np.log(high / value))
+
+
 def _nothing(n: int, outcome: str, reason: str, has_other: bool) -> Columns:
     names = [
         *NUMBERS,
-        *(RATIOS if has_other else ()),
+        *(f"{name}{end}" for name in RATIOS if has_other for end in ("", "_low", "_high")),
         *(["against_usd_per_million_output_tokens"] if has_other else []),
     ]
     out: Columns = {name: np.full(n, np.nan) for name in names}
     out |= {"outcome": np.full(n, outcome, dtype=object), "reason": np.full(n, reason, dtype=object)}
-    out["origin"] = np.full(n, None, dtype=object)
+    out["origin"] = out["interval_basis"] = np.full(n, None, dtype=object)
     return out | ({"against_outcome": np.full(n, None, dtype=object)} if has_other else {})
 
 
@@ -158,5 +168,9 @@ def _measure(
         if hasattr(point, name) and name != "concurrency":
             value = getattr(point, name)
             out[name][i] = np.nan if value is None else value
+    for name in WITH_ENDS:
+        ends = point.intervals.get(name, (np.nan, np.nan))
+        out[f"{name}_low"][i], out[f"{name}_high"][i] = ends
+    out["interval_basis"][i] = point.interval_basis
     out["exposed_comm_frac"][i] = np.nan
     out["origin"][i] = point.origin.value
