@@ -193,7 +193,8 @@ class Op:
 
     `dtype` is how the operands are stored (it picks the arithmetic), `hidden_under` names an operator of the same layer that
     this one runs beside when overlap is on, `group` the row of the breakdown it belongs to. `weight_dtype` is the format of
-    stored weights, which for weight-only formats is not that of the arithmetic; None where there are none.
+    stored weights, which for weight-only formats is not that of the arithmetic; None where there are none. `side_bytes` is what
+    `n_side_kernels` small kernels around it move, which measured tables time together with it: they are not in `work`.
     """
 
     name: str
@@ -204,6 +205,8 @@ class Op:
     group: str = "other"
     hidden_under: str | None = None
     weight_dtype: Dtype | None = None
+    side_bytes: Num = 0.0
+    n_side_kernels: int = 0
 
     @property
     def lane(self) -> Lane:

@@ -36,9 +36,9 @@ def known_costs(calibration: CalibratedOps, ops: Sequence[Op], device: DeviceSpe
 
 
 def roofline(op: Op, device: DeviceSpec, table: EfficiencyTable = DEFAULT_EFFICIENCY) -> OpCost:
-    """max(flops / achieved flop/s, bytes / achieved bytes/s) + empty-kernel time.
+    """max(flops / achieved flop/s, bytes / achieved bytes/s) + empty-kernel time, and the small kernels around it at theirs.
 
-    Assumes: compute and memory traffic overlap fully; efficiencies do not depend on shape.
+    Assumes: compute and memory traffic overlap fully within a kernel; efficiencies do not depend on shape.
     Source: Williams et al., Roofline (2009); efficiencies are assumptions, see `EfficiencyTable`.
     """
     e = table.of(op.kind)
@@ -46,7 +46,11 @@ def roofline(op: Op, device: DeviceSpec, table: EfficiencyTable = DEFAULT_EFFICI
     memory_s = (op.work.read_bytes + op.work.write_bytes) / (device.memory_bytes_per_s * e.memory_frac)
     n_kernels = op.shape.n_kernels if isinstance(op.shape, ElementwiseShape) else 1
     latency_s = e.kernel_s * n_kernels
-    return OpCost(maximum(compute_s, memory_s) + latency_s, compute_s, memory_s, 0.0, latency_s)
+    if not op.n_side_kernels:
+        return OpCost(maximum(compute_s, memory_s) + latency_s, compute_s, memory_s, 0.0, latency_s)
+    side_s = op.side_bytes / (device.memory_bytes_per_s * table.elementwise.memory_frac)
+    latency_s += table.elementwise.kernel_s * op.n_side_kernels
+    return OpCost(maximum(compute_s, memory_s) + side_s + latency_s, compute_s, memory_s + side_s, 0.0, latency_s)
 
 
 @dataclass(frozen=True, slots=True)

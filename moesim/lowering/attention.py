@@ -101,6 +101,7 @@ def _mla_naive(ctx: Context, a: MlaAttention, heads: float, latent: float, stora
     With context parallelism ranks gather latents, which are much smaller than keys and values, and each unpacks them all.
     """
     unpacked = ctx.sequences * ctx.step.kv_len
+    copies = _mla_copies(ctx, a, heads, unpacked) if ctx.exchanges else []
     kv_row = heads * (a.qk_head_dim + a.v_head_dim)
     return [
         gemm(
@@ -112,6 +113,7 @@ def _mla_naive(ctx: Context, a: MlaAttention, heads: float, latent: float, stora
             storage,
             GROUP,
         ),
+        *copies,
         *_scores(
             ctx,
             heads,
@@ -124,6 +126,23 @@ def _mla_naive(ctx: Context, a: MlaAttention, heads: float, latent: float, stora
             latent=latent,
         ),
     ]
+
+
+def _mla_copies(ctx: Context, a: MlaAttention, heads: float, unpacked: Num) -> list[Op]:
+    """Norms of the two latents, and queries and keys put together: [not rotated | rotated], the one rotated key once per head.
+
+    Source: SGLang's DeepSeek-V2 model, `forward_normal` (May 2025); vLLM's copies alike. Values stay where they are.
+    """
+    latents = float((a.q_lora_rank or 0) + a.kv_lora_rank)
+    rotated, plain = float(a.qk_rope_head_dim), float(a.qk_nope_head_dim)
+    width = heads * (plain + rotated)
+    return [
+        elementwise(ctx, "latent_norm", ctx.tokens, latents, GROUP, n_kernels=2),
+        elementwise(ctx, "query_copy", ctx.tokens, heads * rotated, GROUP),
+        elementwise(
+            ctx, "key_copy", unpacked, width, GROUP, reads=(heads * plain + rotated) / width, n_kernels=2
+        ),
+    ]  # fmt: skip
 
 
 def _mla_absorbed(ctx: Context, a: MlaAttention, heads: float, latent: float) -> list[Op]:
@@ -211,8 +230,9 @@ def _linear(ctx: Context, a: LinearAttention) -> list[Op]:
     state_bytes = ctx.sequences * (2.0 * a.state_elements / tp * 4.0)
     work = Work(t * (a.flops_per_token / tp), state_bytes * 0.5 + t * ctx.activation_bytes, state_bytes * 0.5)
     shape = AttentionShape(
-        ctx.sequences, ctx.step.new_tokens, 0.0, a.n_heads / tp, a.n_heads / tp, 0.0, 0.0, None, False
-    )
+        ctx.sequences, ctx.step.new_tokens, 0.0, a.n_heads / tp, (a.n_key_heads or a.n_heads) / tp,
+        float(a.key_head_dim or 0), float(a.value_head_dim or 0), None, False,
+    )  # fmt: skip
     width = a.n_proj_params / ctx.model.hidden_size / tp
     gates = min(2.0 * a.n_heads / tp, width / 3.0)
     # the output projection is about a third of the weights of the variants that are run (assumption)

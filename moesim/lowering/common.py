@@ -148,7 +148,11 @@ def gemm(
     n_batch: float = 1.0,
     under: str | None = None,
 ) -> Op:
-    """A matrix product with a stored weight: 2 m n k flops; weight, input and output each cross memory once."""
+    """A matrix product with a stored weight: 2 m n k flops; weight, input and output each cross memory once.
+
+    Where the product takes 8-bit inputs, a kernel before it reads the activations and writes them narrow (as SGLang's
+    `per_token_group_quant_fp8` before DeepGEMM's; tables of such products time both).
+    """
     act = ctx.activation_bytes
     weight_bytes = n * k * (n_batch * storage.bytes_per_element)
     # weight-only formats, int4 among them: activations stay as they are
@@ -156,7 +160,10 @@ def gemm(
     narrow = act if is_plain else min(act, max(1.0, ELEMENT_BYTES[storage.dtype]))
     input_bytes = m * k * (n_batch * narrow)
     work = Work(m * n * k * (2.0 * n_batch), weight_bytes + input_bytes, m * n * (n_batch * act))
-    return Op(name, OpKind.GEMM, work, GemmShape(m, n, k, n_batch), storage.arithmetic, group, under, storage.dtype)
+    is_cast = narrow < act
+    cast_bytes = m * k * (n_batch * (act + narrow)) if is_cast else 0.0
+    shape = GemmShape(m, n, k, n_batch)
+    return Op(name, OpKind.GEMM, work, shape, storage.arithmetic, group, under, storage.dtype, cast_bytes, int(is_cast))
 
 
 def elementwise(

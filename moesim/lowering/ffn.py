@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moesim.lowering.common import Context, collective, elementwise, gemm
 from moesim.lowering.load import MoeLoad
+from moesim.lowering.traffic import tokens_per_assignment
 from moesim.ops import ExchangeShape, MoeShape, Num, Op, OpKind, Phase, Work
 from moesim.specs.dtypes import ELEMENT_BYTES, Dtype, Storage
 from moesim.specs.model import DenseFfn, MoeFfn
@@ -17,6 +18,8 @@ from moesim.specs.model import DenseFfn, MoeFfn
 __all__ = ["exchange", "lower_dense", "lower_moe"]
 
 Array = NDArray[np.float64]
+#: Bytes of an element sent in fp8 with its share of a 4-byte scale per 128.
+NARROW_ROW = 1.0 + 4.0 / 128.0
 
 
 def lower_dense(ctx: Context, ffn: DenseFfn) -> list[Op]:
@@ -35,8 +38,7 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
     every rank has every token and the partial sums are reduced; with data-parallel attention and sliced experts tokens are
     gathered and results scattered.
     """
-    p = ctx.parallel
-    travels = p.dp_size * p.cp_size > 1 and p.ep_size > 1
+    p, travels = ctx.parallel, ctx.exchanges
     gathers = p.dp_size * p.cp_size > 1 and p.ep_size == 1
     ops = [
         elementwise(ctx, "ffn_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0),
@@ -54,7 +56,9 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
         ops.append(elementwise(ctx, "unpermute", seen, ctx.hidden, "permute", reads=load.n_assignments / seen))
     if travels:
         ops.append(exchange(ctx, "combine", OpKind.COMBINE, load))
-        ops.append(elementwise(ctx, "unpermute", _own_tokens(ctx, True), ctx.hidden, "permute", reads=load.top_k))
+        # the exchange's kernels sum a token's rows; what is left is scaling and adding the shared experts' output
+        reads = 2.0 if ffn.shared_intermediate_size or ffn.dense_residual is not None else 1.0
+        ops.append(elementwise(ctx, "unpermute", _own_tokens(ctx, True), ctx.hidden, "permute", reads=reads))
     elif gathers:
         ops.append(_gather(ctx, "expert_reduce_scatter", OpKind.REDUCE_SCATTER, p.n_stage_ranks))
     if not travels and not gathers:
@@ -97,13 +101,26 @@ def _seen_tokens(ctx: Context) -> Num:
 
 def _route(ctx: Context, load: MoeLoad, travels: bool) -> list[Op]:
     own, seen = _own_tokens(ctx, travels), _seen_tokens(ctx)
-    return [
+    ops = [
         gemm(ctx, "router", own, load.n_experts, ctx.hidden, ctx.model.storage.router, "router"),
         elementwise(ctx, "top_k", own, load.n_experts, "router", reads=2.0),
-        elementwise(ctx, "permute", own, ctx.hidden, "permute")
-        if travels
-        else elementwise(ctx, "permute", seen, ctx.hidden, "permute", writes=load.n_assignments / seen),
     ]
+    if not travels:
+        writes = load.n_assignments / seen
+        return [*ops, elementwise(ctx, "permute", seen, ctx.hidden, "permute", writes=writes)]
+    if _is_low_latency(ctx) or not _narrow(ctx):
+        return ops  # the low-latency kernel casts while it sends
+    return [*ops, elementwise(ctx, "permute", own, ctx.hidden, "permute", writes=NARROW_ROW / ctx.activation_bytes)]
+
+
+def _is_low_latency(ctx: Context) -> bool:
+    """Which of the exchange's two modes a pass uses."""
+    return ctx.step.phase is Phase.DECODE
+
+
+def _narrow(ctx: Context) -> bool:
+    """Whether rows are dispatched in fp8, with a 4-byte scale per 128 elements."""
+    return ELEMENT_BYTES[ctx.model.storage.expert_activation] <= 1.0
 
 
 def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
@@ -123,6 +140,7 @@ def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
         max_expert_tokens=load.max_expert_tokens, n_local_experts=n_local, hidden_size=d, inter_size=width,
         top_k=load.top_k, gated=ffn.gated,
     )  # fmt: skip
+    side_bytes, n_side = _around_products(ctx, ffn, load, width) if ctx.exchanges else (0.0, 0)
     return Op(
         "experts",
         OpKind.GROUPED_GEMM,
@@ -131,7 +149,27 @@ def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
         _expert_arithmetic(storage.routed_experts, storage.expert_activation),
         "experts",
         weight_dtype=storage.routed_experts.dtype,
+        side_bytes=side_bytes,
+        n_side_kernels=n_side,
     )
+
+
+def _around_products(ctx: Context, ffn: MoeFfn, load: MoeLoad, width: float) -> tuple[Num, int]:
+    """Bytes and number of the kernels around two grouped products on tokens that arrived through an exchange.
+
+    n rows (one per token and local expert) of r tokens; e bytes per dispatched element, g products in. Low latency, whose rows
+    arrive in order: activation and cast in one, n F (2 g + e). Normal mode: rows spread to their experts, r D e + n D e;
+    activation, n F (2 g + 2); cast, n F (2 + e), in 8 bits only; weighted sum of a token's rows, n D 2 + r D 2. Source: SGLang,
+    `DeepEPMoE.forward_deepgemm_contiguous` and `forward_deepgemm_masked` (April 2025).
+    """
+    n, d, narrow = load.n_assignments, ctx.hidden, _narrow(ctx)
+    e, g = (NARROW_ROW if narrow else 2.0), (2.0 if ffn.gated else 1.0)
+    if _is_low_latency(ctx):
+        return n * (width * (2.0 * g + e)), 1
+    rows = n * tokens_per_assignment(load.n_slots, load.top_k, ctx.parallel.ep_size, (ffn.n_group, ffn.topk_group))
+    act = n * (width * (2.0 * g + 2.0))
+    cast = n * (width * (2.0 + e)) if narrow else 0.0
+    return rows * (d * (e + 2.0)) + n * (d * (e + 2.0)) + act + cast, 4 if narrow else 3
 
 
 def _expert_arithmetic(weights: Storage, activation: Dtype) -> Dtype:
@@ -142,8 +180,7 @@ def _expert_arithmetic(weights: Storage, activation: Dtype) -> Dtype:
 def exchange(ctx: Context, name: str, kind: OpKind, load: MoeLoad) -> Op:
     """Dispatch sends activations out, in fp8 with scales where experts compute in 8 bits or less; combine returns 16-bit rows."""
     d = ctx.hidden
-    narrow = ELEMENT_BYTES[ctx.model.storage.expert_activation] <= 1.0
-    per_copy = d * (1.0 + 4.0 / 128.0) + 16.0 if narrow and kind is OpKind.DISPATCH else d * 2.0 + 16.0
+    per_copy = d * NARROW_ROW + 16.0 if _narrow(ctx) and kind is OpKind.DISPATCH else d * 2.0 + 16.0
     out, into = load.up_out_copies * per_copy, load.up_in_copies * per_copy
     nic_out, nic_in = load.nic_out_copies * per_copy, load.nic_in_copies * per_copy
     if kind is OpKind.COMBINE:
@@ -151,7 +188,7 @@ def exchange(ctx: Context, name: str, kind: OpKind, load: MoeLoad) -> Op:
     n = ctx.parallel.n_stage_ranks
     shape = ExchangeShape(
         n, out, into, nic_out, nic_in, float(n - 1), per_copy, _own_tokens(ctx, True) * per_copy, load.n_experts,
-        is_low_latency=ctx.step.phase is Phase.DECODE, pairs=_pair_bytes(load, per_copy, kind),
+        is_low_latency=_is_low_latency(ctx), pairs=_pair_bytes(load, per_copy, kind),
     )  # fmt: skip
     return Op(name, kind, Work(0.0, out + nic_out, into + nic_in), shape, ctx.activation, "communication")
 

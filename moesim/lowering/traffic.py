@@ -16,7 +16,7 @@ from moesim.lowering.numbers import at_least, at_most
 from moesim.ops import Num
 from moesim.routing import Placement
 
-__all__ = ["ExpertLayout", "distinct_copies", "drawn_copies", "expected_copies", "slot_share"]
+__all__ = ["ExpertLayout", "distinct_copies", "drawn_copies", "expected_copies", "slot_share", "tokens_per_assignment"]
 
 FloatArray = NDArray[np.float64]
 #: Elements of the largest array [layers, R, R] that copies are counted with; more layers are taken in blocks.
@@ -200,6 +200,16 @@ def _chance_missed(n_slots: Num, top_k: Num, n_there: Num, layout: ExpertLayout)
     part = at_most(n_there / group_size, 1.0)
     part_missed = (1.0 - part) * (1.0 - part / touched) ** at_least(top_k - touched, 0.0)
     return all_missed + (1.0 - all_missed) * part_missed
+
+
+def tokens_per_assignment(n_slots: Num, top_k: Num, ep_size: int, limit: tuple[int, int]) -> Num:
+    """Distinct tokens per token-expert pair on one of `ep_size` ranks, under equal popularity: R P(rank is reached) / K.
+
+    `limit` is (groups, groups allowed) of node-limited routing.
+    """
+    layout = ExpertLayout(ep_size, ep_size, 1, ep_size, False, True, None, *limit)
+    reached = 1.0 - _chance_missed(n_slots, top_k, n_slots / ep_size, layout)
+    return reached * float(ep_size) / top_k
 
 
 def _chance_none_there(n_slots: Num, top_k: Num, n_there: Num) -> Num:
