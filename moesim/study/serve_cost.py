@@ -141,7 +141,7 @@ def analytic_cost(instance: Instance, limits: CostLimits) -> PassCost:
     t_axis, n_axis = _axis(1, n_tokens), _axis(1, limits.max_seqs * limits.tokens_per_decode)
     c_axis, q_axis = _axis(16, limits.max_context), _axis(1, n_tokens)
     decode_rest, head = parts.decode_rest(n_axis)
-    attention = parts.attention(q_axis, np.concatenate(([0.0], c_axis)), n_axis, c_axis)
+    attention = parts.attention(q_axis, np.concatenate(([0.0], c_axis)), n_axis, c_axis, decode_rest)
     rest = np.interp(whole, np.concatenate(([0.0], n_axis)), np.concatenate(([0.0], decode_rest)))
     mixed = np.interp(whole, np.concatenate(([0.0], t_axis)), np.concatenate(([0.0], parts.mixed_rest(t_axis))))
     decode_draws = mixed_draws = None
@@ -172,19 +172,24 @@ class _Parts:
 
     def mixed_rest(self, t: Floats) -> Floats:
         """Rest of passes with prefill, by tokens per rank."""
-        return np.asarray([self.split(Pass(Phase.PREFILL, self.dp, float(x), 0.0), 1)[0][0] for x in t])
+        step = Pass(Phase.PREFILL, _grid(np.full(len(t), self.dp)), _grid(t), _grid(np.zeros(len(t))))
+        return self.split(step, len(t))[0]
 
-    def attention(self, q: Floats, p: Floats, n: Floats, c: Floats) -> AttentionTable:
-        """All layers' attention for prefill on (q, p) and decode on (n, c), added up for mixed passes."""
-        prefill = np.empty((len(q), len(p)))
-        for i, chunk in enumerate(q):
-            grid = Pass(Phase.PREFILL, _grid(np.full(len(p), self.dp)), float(chunk), _grid(p))
-            rest, kernel, _ = self.split(grid, len(p))
-            prefill[i] = kernel + rest - rest[0]
-        decode = np.empty((len(n), len(c)))
-        for j, context in enumerate(c):
-            rest, kernel, _ = self.split(Pass(Phase.DECODE, _grid(n * self.dp), 1.0, float(context)), len(n))
-            decode[:, j] = kernel + (rest - self.decode_rest(n)[0] if j else 0.0)
+    def attention(self, q: Floats, p: Floats, n: Floats, c: Floats, decode_rest: Floats) -> AttentionTable:
+        """All layers' attention for prefill on (q, p) and decode on (n, c), added up for mixed passes; each grid at once.
+
+        `decode_rest` is the rest of decode passes by n, of which only what grows with the context counts.
+        """
+        chunks, before = np.repeat(q, len(p)), np.tile(p, len(q))
+        grid = Pass(Phase.PREFILL, _grid(np.full(len(chunks), self.dp)), _grid(chunks), _grid(before))
+        rest, kernel = (x.reshape(len(q), len(p)) for x in self.split(grid, len(chunks))[:2])
+        prefill = kernel + rest - rest[:, :1]
+        numbers, contexts = np.repeat(n, len(c)), np.tile(c, len(n))
+        grid = Pass(Phase.DECODE, _grid(numbers * self.dp), 1.0, _grid(contexts))
+        rest, kernel = (x.reshape(len(n), len(c)) for x in self.split(grid, len(numbers))[:2])
+        grown = rest - decode_rest[:, None]
+        grown[:, 0] = 0.0
+        decode = kernel + grown
         padded_n = np.concatenate(([0.0], n))
         with_none = np.concatenate((np.zeros((1, len(c))), decode))
         mixed = prefill[:, :, None, None] + with_none[None, None, :, :]
