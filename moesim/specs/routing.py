@@ -61,7 +61,9 @@ class PlacementSpec(Frozen):
     def _fields_match_kind(self) -> Self:
         if (self.kind is PlacementKind.GIVEN) != (self.given is not None):
             raise ValueError("given: list the experts of each rank exactly when kind is 'given'")
-        own = self.model_fields_set & {"home", "load_tolerance", "n_sampled_tokens"}
+        # by value, not by whether they were given: a record that is read back names every field
+        fields = type(self).model_fields
+        own = [n for n in ("home", "load_tolerance", "n_sampled_tokens") if getattr(self, n) != fields[n].default]
         if own and self.kind is not PlacementKind.LOCALITY:
             raise ValueError(f"{', '.join(sorted(own))}: only for kind 'locality'")
         return self
