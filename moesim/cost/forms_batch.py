@@ -100,6 +100,7 @@ def price_array(families: Sequence[Predicts], shape: Shape) -> OpCost:
         origin=Origin.FITTED,
         error_frac=full(prices.half_width) if prices.has_interval.all() else None,
         is_extrapolated=bool(prices.is_outside.any()),
+        outside=full(prices.is_outside.astype(float)) if prices.is_outside.any() else 0.0,
     )
 
 
@@ -126,7 +127,7 @@ def price_quickest(families: Sequence[Predicts], shape: Shape, rest: OpCost) -> 
     return OpCost(
         merged("time_s", "time_s"), merged("compute_s", "compute_s"), merged("memory_s", "memory_s"), 0.0,
         merged("latency_s", "latency_s"), Origin.FITTED, merged("error_frac", "half_width") if known else None,
-        bool(nowhere.any()),
+        bool(nowhere.any()), nowhere.astype(float) if nowhere.any() else 0.0,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ class OpCost:
     `time_s` is what the simulator holds an engine for. `compute_s`, `memory_s` and `link_s` are the times that each bound alone
     would take at the efficiency in force, `latency_s` what does not depend on size. `error_frac` is the half-width of the 90%
     interval, as a fraction of the time (an array where times are one); None where nothing was measured. `is_extrapolated` tells
-    a shape outside the domain of the calibration.
+    a shape outside the domain of the calibration, `outside` which points of an array (1 or 0; None: as `is_extrapolated` says).
     """
 
     time_s: Num
@@ -43,6 +43,7 @@ class OpCost:
     origin: Origin = Origin.ASSUMPTION
     error_frac: Num | None = None
     is_extrapolated: bool = False
+    outside: Num | None = None
 
     @property
     def bound(self) -> Bound:
