@@ -12,9 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from moesim.cost.exchange import PortTimes, exchange_cost, port_times
+from moesim.cost.library import LibraryTimes
 from moesim.cost.network import Network
 from moesim.cost.result import OpCost
-from moesim.ops import CollectiveShape, Num, Op, OpKind, minimum
+from moesim.ops import CollectiveShape, Num, Op, OpKind, maximum, minimum
 from moesim.specs.hardware import Topology
 
 __all__ = ["Network", "PortTimes", "algorithms", "collective_cost", "exchange_cost", "port_times"]
@@ -44,6 +45,8 @@ def collective_cost(op: Op, network: Network) -> OpCost:
     latency_s: Num = 0.0
     if n_out > 1:
         link_s, latency_s = _best(between(op.kind, n_out, size * (1.0 / n_in), network))
+        if n_in == 1 and network.library is not None:
+            latency_s = latency_s + network.library.start_s
     if n_in > 1:
         up_s, up_latency_s = _best(inside_domain(op.kind, n_in, size, network, alone=n_out == 1))
         link_s, latency_s = link_s + up_s, latency_s + up_latency_s
@@ -71,7 +74,10 @@ def inside_domain(kind: OpKind, n: int, size: Num, network: Network, *, alone: b
     Switch, mesh: direct (n-1)/n B/w + a; all-reduce one-shot (n-1) B/w + a, two-shot 2 (n-1)/n B/w + 2a, and in a switch that
     adds (1 + 1/n) B/w + 25 us. Torus, host tree: ring, (n-1)/n B/w + (n-1) a per round; in a torus of d dimensions one after the
     other, d (n^(1/d) - 1) a. Host tree: the root's rate bounds w. `alone` is False inside a larger collective: then no one-shot.
+    With a library's times (`network.library`) these are rings, its direct kernels and its way through the switch.
     """
+    if network.library is not None and network.topology is not Topology.TORUS:
+        return _by_library(network.library, kind, n, size, network, alone=alone)
     rate, latency = network.pair_bytes_per_s(n), network.up_latency_s
     part = size * ((n - 1) / n) / rate
     rounds = 2.0 if kind is OpKind.ALL_REDUCE else 1.0
@@ -88,6 +94,23 @@ def inside_domain(kind: OpKind, n: int, size: Num, network: Network, *, alone: b
         found["one-shot"] = (size * (float(n - 1) / rate), latency)
     if network.reduces_in_switch and n > 2:
         found["in-switch"] = (size * ((1.0 + 1.0 / n) / rate), IN_SWITCH_LATENCY_S)
+    return found
+
+
+def _by_library(
+    library: LibraryTimes, kind: OpKind, n: int, size: Num, network: Network, *, alone: bool
+) -> Mapping[str, Parts]:
+    peak = network.pair_bytes_per_s(n) / network.up_frac
+    link_s, latency_s = library.ring(kind, n, size, peak)
+    if network.shared_bytes_per_s is not None:
+        rounds = 2.0 if kind is OpKind.ALL_REDUCE else 1.0
+        link_s = maximum(link_s, size * (rounds * (n - 1) / network.shared_bytes_per_s))
+    found: dict[str, Parts] = {"ring": (link_s, latency_s)}
+    if kind is OpKind.ALL_REDUCE and network.is_switched:
+        if alone:
+            found |= library.direct(n, size, peak)
+        if network.reduces_in_switch and n > 2:
+            found["in-switch"] = library.in_switch(n, size, peak)
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from moesim.cost.library import LIBRARIES, LibraryTimes
 from moesim.ops import OpKind
 
 __all__ = ["DEFAULT_EFFICIENCY", "Efficiency", "EfficiencyTable"]
@@ -38,6 +39,8 @@ class EfficiencyTable:
     elementwise: Efficiency = Efficiency(0.05, 0.75, 1.5e-6)
     scale_up_frac: float = 0.75
     scale_out_frac: float = 0.85
+    #: What libraries add to links inside a domain; None is links alone.
+    library: LibraryTimes | None = None
 
     def of(self, kind: OpKind) -> Efficiency:
         """The efficiency of a compute operator's kind."""
@@ -52,4 +55,4 @@ _BY_KIND: dict[OpKind, Callable[[EfficiencyTable], Efficiency]] = {
     OpKind.ELEMENTWISE: lambda t: t.elementwise,
 }
 
-DEFAULT_EFFICIENCY = EfficiencyTable()
+DEFAULT_EFFICIENCY = EfficiencyTable(library=LIBRARIES)

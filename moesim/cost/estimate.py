@@ -70,7 +70,7 @@ class CostModel:
         efficiency: EfficiencyTable = DEFAULT_EFFICIENCY,
     ) -> CostModel:
         """The cost model of `hardware` with the link efficiencies of `efficiency`."""
-        network = Network.of(hardware, efficiency.scale_up_frac, efficiency.scale_out_frac)
+        network = Network.of(hardware, efficiency.scale_up_frac, efficiency.scale_out_frac, efficiency.library)
         return cls(hardware, network, efficiency, calibration)
 
     def cost(self, op: Op) -> OpCost:

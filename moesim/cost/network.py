@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moesim.cost.fabric import ExchangeRates
+from moesim.cost.library import LIBRARY_LINKS, LibraryTimes
 from moesim.specs.base import Origin
 from moesim.specs.fabric import FabricSpec, Mode
 from moesim.specs.hardware import Hardware, LinkSpec, Topology
@@ -36,10 +37,15 @@ class Network:
     fabric: FabricSpec | None = None
     up_reference_bytes_per_s: float = 1.0
     nic_reference_bytes_per_s: float = 1.0
+    up_frac: float = 1.0
+    library: LibraryTimes | None = None
 
     @classmethod
-    def of(cls, hardware: Hardware, up_frac: float, nic_frac: float) -> Network:
-        """Peak rates of `hardware` times achieved fractions; absent links carry nothing and are never used by a valid split."""
+    def of(cls, hardware: Hardware, up_frac: float, nic_frac: float, library: LibraryTimes | None = None) -> Network:
+        """Peak rates of `hardware` times achieved fractions; absent links carry nothing and are never used by a valid split.
+
+        `library` is used inside domains whose links it is known for.
+        """
         up, out, fabric = hardware.scale_up, hardware.scale_out, hardware.fabric
         nic = hardware.nic_bytes_per_s if hardware.nic_bytes_per_s else (out.bytes_per_s if out else 0.0)
         return cls(
@@ -58,6 +64,8 @@ class Network:
             fabric=fabric,
             up_reference_bytes_per_s=fabric.up_peak_bytes_per_s * up_frac if fabric else 1.0,
             nic_reference_bytes_per_s=fabric.nic_peak_bytes_per_s * nic_frac if fabric else 1.0,
+            up_frac=up_frac,
+            library=library if up is not None and up.kind in LIBRARY_LINKS else None,
         )
 
     def exchange_rates(self, is_low_latency: bool, is_combine: bool) -> ExchangeRates | None:
