@@ -12,8 +12,8 @@ from moesim.cost import CostModel
 from moesim.lowering import Pass
 from moesim.lowering.route import Counts
 from moesim.sim import FlowOptions, FlowResult, simulate
-from moesim.specs.catalog import load_link
-from moesim.specs.hardware import Hardware
+from moesim.specs.catalog import load_hardware, load_link
+from moesim.specs.hardware import DeviceSpec, Hardware
 from moesim.specs.parallel import Overlap
 from moesim.study.instance import Instance
 from moesim.timeline import Span, Timeline
@@ -111,9 +111,8 @@ def _changes(instance: Instance) -> list[tuple[str, str, Instance, bool]]:
         found.append(("twice the NIC", "latencies unchanged", _on(instance, faster), True))
     if crosses:
         rack = max(72, instance.parallel.n_stage_ranks)
-        link = load_link("nvlink5_nvl72")
-        whole = hardware.model_copy(update={"scale_up": link, "scale_up_domain_size": rack, "fabric": None})
-        found.append((f"one NVLink domain of {rack}", "900 GB/s at default fractions", _on(instance, whole), True))
+        whole, note = _one_domain(hardware, rack)
+        found.append((f"one NVLink domain of {rack}", note, _on(instance, whole), True))
     if instance.routed is not None:
         found.append(("perfect balance", "every expert equally loaded", instance.balanced(), False))
     if instance.overlap:
@@ -121,6 +120,36 @@ def _changes(instance: Instance) -> list[tuple[str, str, Instance, bool]]:
     if instance.routed is not None and instance.overlap is not Overlap.TWO_BATCH:
         found.append(("two micro-batches", "interleaved", replace(instance, overlap=Overlap.TWO_BATCH), False))
     return found
+
+
+def _one_domain(hardware: Hardware, size: int) -> tuple[Hardware, str]:
+    """The devices in one NVLink domain: the rack's measured fabric if they are alike, else their own kernels on its ports."""
+    link = load_link("nvlink5_nvl72")
+    whole = hardware.model_copy(update={"scale_up": link, "scale_up_domain_size": size})
+    racks = [load_hardware(name, 1) for name in ("gb200_nvl72", "gb300_nvl72")]
+    alike = [rack for rack in racks if _are_alike(rack.device, hardware.device)]
+    if alike:
+        rack = min(alike, key=lambda rack: abs(rack.device.memory_bytes - hardware.device.memory_bytes))
+        whole = whole.model_copy(update={"fabric": rack.fabric})
+        return whole, f"900 GB/s, exchanges as measured on {rack.name}" + (f", whole at {size}" if size > 72 else "")
+    if hardware.fabric is not None:
+        name = hardware.fabric.name
+        return (
+            whole,
+            f"900 GB/s; exchange kernels of {name}, ports scaled by their peaks (assumption: not a rack's device)",
+        )
+    return whole, "900 GB/s at default fractions (assumption: the device's exchanges were never measured)"
+
+
+def _are_alike(a: DeviceSpec, b: DeviceSpec) -> bool:
+    """Within 15% in bf16 peak and 5% in compute units: the same chip in another package."""
+    units = a.n_compute_units, b.n_compute_units
+    peaks = a.peak_flop_per_s.bf16, b.peak_flop_per_s.bf16
+    return None not in (*units, *peaks) and _ratio(*peaks) < 1.15 and _ratio(*units) < 1.05
+
+
+def _ratio(a: float | None, b: float | None) -> float:
+    return max(a or 0.0, b or 0.0) / max(min(a or 0.0, b or 0.0), 1e-30)
 
 
 def _on(instance: Instance, hardware: Hardware) -> Instance:

@@ -296,6 +296,19 @@ def test_what_if_ranks_the_remedies_of_a_slow_nic() -> None:
     assert found.base.time_s == pytest.approx(found.base.exposed_comm_s + found.timeline.busy_s("compute").mean())
 
 
+def test_one_rack_is_the_measured_one_where_devices_are_alike() -> None:
+    step = decode(16 * 64, 1024)
+    notes = {}
+    for cluster in ("b200_x8_nodes", "h100_x128_nodes"):
+        instance = replace(_instance(16, 0.0), hardware=load_hardware(cluster, 16))
+        instance = replace(instance, cost=CostModel.of(instance.hardware))
+        (found,) = (a for a in what_if(instance, step).alternatives if a.name == "one NVLink domain of 72")
+        notes[cluster] = found.note
+        assert found.speedup > 1.0
+    assert notes["b200_x8_nodes"] == "900 GB/s, exchanges as measured on gb200_nvl72"
+    assert "exchange kernels of h100_cx7" in notes["h100_x128_nodes"]
+
+
 def test_token_flows_point_from_home_to_experts_and_back() -> None:
     instance = _instance(8, 0.0)
     step = decode(64, 100)
