@@ -118,7 +118,8 @@ def estimate(
     kv_dtype: Annotated[str | None, typer.Option(help="Store the cache in this format instead.")] = None,
     engine: Annotated[str, typer.Option(help="analytic or flow.")] = "analytic",
     calibration: Annotated[
-        str | None, typer.Option(help="Calibration by name or file; the device's own by default.")
+        str | None,
+        typer.Option(help="vllm, sglang, trtllm, tables, STACK:tables, none, or a file; the device's stack by default."),
     ] = None,
     seed: Seed = 0,
     json: Json = False,

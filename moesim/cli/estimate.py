@@ -74,12 +74,13 @@ def _print(r: EstimateResult) -> None:
     interval = (
         "assumption only"
         if r.time_low_s is None
-        else f"90%: {show(r.time_low_s, 's')} to {show(r.time_high_s or 0.0, 's')}"
+        else f"90%: {show(r.time_low_s, 's')} to {show(r.time_high_s or 0.0, 's')}, from {r.interval_basis}"
     )
     print(f"time     {show(r.time_s, 's')} ({interval}), {r.bound} bound, {r.tokens_per_s or 0:,.0f} tokens/s")
     print(
         f"of it    {show(r.exposed_comm_s or 0.0, 's')} exposed communication, {show(r.imbalance_s or 0.0, 's')} imbalance"
     )
+    print(f"as       {r.reached}")
     print(f"from     {r.calibration}; weakest input: {r.origin.value}")
     if r.extrapolated_frac > 0:
         print(f"warning  {r.extrapolated_frac:.0%} of the time is outside the calibration's domain")

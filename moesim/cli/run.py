@@ -54,7 +54,7 @@ def report_command(directory: Path) -> None:
 def _say(result: RunResult, out_dir: Path, seconds: float | None) -> None:
     at = result.scenario.workload.middle
     print(f"\n{result.scenario.title}, {at} requests in flight")
-    header = ("system", "active", "TTFT ms", "TPOT ms", "tok/s", "GB/rank", "J/tok", "$/Mtok")
+    header = ("system", "active", "TTFT ms", "TPOT ms", "90%", "tok/s", "GB/rank", "J/tok", "$/Mtok")
     table(header, [_row(system, at) for system in result.systems])
     for line in result.headline:
         print(f"- {line}")
@@ -66,8 +66,10 @@ def _row(system: SystemResult, at: int) -> tuple[str, ...]:
     p = next(point for point in system.points if point.concurrency == at)
     size = (system.name, f"{system.n_active_params / 1e9:.1f}/{system.n_params / 1e9:.0f}B")
     if p.ttft_s is None or p.tpot_s is None or p.output_tokens_per_s is None:
-        return (*size, p.outcome, "", "", f"{system.memory.total_bytes / 1e9:.0f}", "", "")
+        return (*size, p.outcome, "", "", "", f"{system.memory.total_bytes / 1e9:.0f}", "", "")
     energy = "" if p.energy_j_per_output_token is None else f"{p.energy_j_per_output_token:.2f}"
     usd = "" if p.usd_per_million_output_tokens is None else f"{p.usd_per_million_output_tokens:.2f}"
     times = (f"{p.ttft_s * 1e3:.0f}", f"{p.tpot_s * 1e3:.1f}", f"{p.output_tokens_per_s:,.0f}")
-    return (*size, *times, f"{system.memory.total_bytes / 1e9:.0f}", energy, usd)
+    ends = p.intervals.get("tpot_s")
+    interval = "assumption only" if ends is None else f"{ends[0] * 1e3:.1f}-{ends[1] * 1e3:.1f}"
+    return (*size, *times[:2], interval, times[2], f"{system.memory.total_bytes / 1e9:.0f}", energy, usd)

@@ -26,7 +26,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Text in a table; `badge` shows an origin, `best` marks the best of its column, `colour` a system's swatch."""
+    """Text in a table; `badge` shows an origin, `best` marks the best of its column, `colour` a system's swatch.
+
+    `ends` is the 90% interval below the text.
+    """
 
     text: str
     badge: Origin | None = None
@@ -34,6 +37,7 @@ class Cell:
     colour: str | None = None
     tip: str | None = None
     span: int = 1
+    ends: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

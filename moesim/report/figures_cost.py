@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from moesim.report.colours import GROUP_COLOUR, WEIGHT_COLOUR, stand_in, system_colour
 from moesim.report.document import FigureBlock
 from moesim.report.svg import drawing, log_axis, to_svg
 from moesim.report.text import group_label, number, short_name, time_text
-from moesim.study.results import MemoryResult, PhaseDetail, Point, RunResult, SystemResult
+from moesim.study.results import MemoryResult, PhaseDetail, RunResult, SystemResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +39,8 @@ def latency(result: RunResult) -> FigureBlock | None:
         return None
     with drawing(4.0, 2) as (figure, (left, right)):
         for index, system in enumerate(result.systems):
-            _line(left, index, system, lambda p: _ms(p.tpot_s))
-            _line(right, index, system, lambda p: _ms(p.ttft_s))
+            _line(left, index, system, "tpot_s", 1e3)
+            _line(right, index, system, "ttft_s", 1e3)
         for axes, title in ((left, "Time per output token (ms)"), (right, "Time to first token, unloaded (ms)")):
             log_axis(axes, "y")
             ticks = sorted({p.concurrency for s in result.systems for p in s.points})
@@ -214,16 +214,16 @@ def line_style(system: SystemResult) -> Any:
     return "-" if system.basis.value == "named" else (0, (5, 2))
 
 
-def _line(axes: Axes, index: int, system: SystemResult, value: Callable[[Point], float | None]) -> None:
-    pairs = [(p, y) for p in system.points if (y := value(p)) is not None]
-    if not pairs:
+def _line(axes: Axes, index: int, system: SystemResult, field: str, factor: float) -> None:
+    """A result over concurrency, with its 90% interval as a band."""
+    points = [p for p in system.points if getattr(p, field) is not None]
+    if not points:
         return
-    colour, x = stand_in(system_colour(index)), [float(p.concurrency) for p, _ in pairs]
-    values = [v for _, v in pairs]
-    errors = [p.error_frac for p, _ in pairs]
-    if all(e is not None for e in errors):
-        low = [v * max(0.05, 1 - (e or 0.0)) for v, e in zip(values, errors, strict=True)]
-        high = [v * (1 + (e or 0.0)) for v, e in zip(values, errors, strict=True)]
+    colour, x = stand_in(system_colour(index)), [float(p.concurrency) for p in points]
+    values = [getattr(p, field) * factor for p in points]
+    ends = [p.intervals.get(field) for p in points]
+    if all(e is not None for e in ends):
+        low, high = ([e[i] * factor for e in ends if e is not None] for i in (0, 1))
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     marker = MARKERS[index % len(MARKERS)]
     axes.plot(x, values, marker=marker, color=colour, linestyle=line_style(system))

@@ -112,6 +112,13 @@ def _curve(
         [v / factor for v in curve.x], [math.nan if r is None else r for r in ratio], marker=MARKERS[i % len(MARKERS)],
         markersize=4, color=stand_in(system_colour(i)), label=f"against {short_name(curve.other, 40)}",
     )  # fmt: skip
+    ends = (curve.usd_ratio_low, curve.usd_ratio_high)
+    if ratio is not curve.usd_ratio:
+        ends = (curve.tpot_ratio_low, curve.tpot_ratio_high)
+    if all(len(e) == len(curve.x) for e in ends) and any(e is not None for e in ends[0]):
+        low, high = ([math.nan if r is None else r for r in e] for e in ends)
+        colour = stand_in(system_colour(i))
+        axes.fill_between([v / factor for v in curve.x], low, high, color=colour, alpha=0.13, linewidth=0)
     found = crossings_of(curve.x, ratio)
     return list(crossings) if len(crossings) == len(found) else found
 

@@ -25,7 +25,7 @@ def frames(result: RunResult) -> dict[str, pd.DataFrame]:
         "ports": _ports(result),
         "what_if": _what_if(result),
         "operators": _operators(result),
-        "comparisons": [_plain(c) for c in result.comparisons],
+        "comparisons": [_flat(c) for c in result.comparisons],
         "flips": _flips(result),
         "crossings": _crossings(result),
         "memory": _memory(result),
@@ -40,9 +40,17 @@ def _plain(record: Any, **first: Any) -> Row:
     return {**first, **record.model_dump(mode="json")}
 
 
+def _flat(record: Any, **first: Any) -> Row:
+    """The record with the ends of its intervals as columns."""
+    row = _plain(record, **first)
+    for name, (low, high) in row.pop("intervals").items():
+        row |= {f"{name}_low": low, f"{name}_high": high}
+    return row
+
+
 def _points(result: RunResult) -> list[Row]:
     return [
-        _plain(p, system=s.name, kind=s.kind.value, basis=s.basis.value, model=s.model, n_devices=result.n_devices)
+        _flat(p, system=s.name, kind=s.kind.value, basis=s.basis.value, model=s.model, n_devices=result.n_devices)
         for s in result.systems
         for p in s.points
     ]
@@ -111,12 +119,15 @@ def _operators(result: RunResult) -> list[Row]:
     ]
 
 
+_FLIP_COLUMNS = ("usd_ratio", "usd_ratio_low", "usd_ratio_high", "tpot_ratio", "tpot_ratio_low", "tpot_ratio_high")
+
+
 def _flips(result: RunResult) -> list[Row]:
     return [
-        {"reference": f.reference, "other": f.other, "axis": f.axis.value, "unit": f.unit, "x": x, "usd_ratio": usd,
-         "tpot_ratio": tpot}
+        {"reference": f.reference, "other": f.other, "axis": f.axis.value, "unit": f.unit, "x": x,
+         **{name: values[i] for name in _FLIP_COLUMNS if len(values := getattr(f, name)) == len(f.x)}}
         for f in result.flips
-        for x, usd, tpot in zip(f.x, f.usd_ratio, f.tpot_ratio, strict=True)
+        for i, x in enumerate(f.x)
     ]  # fmt: skip
 
 

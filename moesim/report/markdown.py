@@ -72,7 +72,8 @@ def _cell(cell: Cell) -> str:
         "" if cell.badge is None else f" ({ORIGIN_WORDS[cell.badge][0]})" if cell.text else ORIGIN_WORDS[cell.badge][0]
     )
     text = _text(cell.text) + _text(badge)
-    return f"**{text}**" if cell.best and text else text
+    text = f"**{text}**" if cell.best and text else text
+    return f"{text} {_text(cell.ends)}" if cell.ends else text
 
 
 def _text(text: str) -> str:

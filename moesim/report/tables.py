@@ -69,20 +69,27 @@ def name_cell(result: RunResult, name: str) -> Cell:
     return Cell(name, colour=None if index is None else system_colour(index))
 
 
+#: Heading, result, its factor, and which end is best.
 _COSTS = (
-    ("TTFT (ms)", lambda p: _scaled(p.ttft_s, 1e3), min),
-    ("TPOT (ms)", lambda p: _scaled(p.tpot_s, 1e3), min),
-    ("Tokens/s, all", lambda p: p.output_tokens_per_s, max),
-    ("Tokens/s per device", lambda p: p.output_tokens_per_s_per_device, max),
-    ("J per token", lambda p: p.energy_j_per_output_token, min),
-    ("$ per M tokens", lambda p: p.usd_per_million_output_tokens, min),
-)  # fmt: skip
+    ("TTFT (ms)", "ttft_s", 1e3, min),
+    ("TPOT (ms)", "tpot_s", 1e3, min),
+    ("Tokens/s, all", "output_tokens_per_s", 1.0, max),
+    ("Tokens/s per device", "output_tokens_per_s_per_device", 1.0, max),
+    ("J per token", "energy_j_per_output_token", 1.0, min),
+    ("$ per M tokens", "usd_per_million_output_tokens", 1.0, min),
+)
 
 
 def results_table(result: RunResult, concurrencies: Sequence[int], key: str, caption: str) -> Table:
     """What each system costs; the best of each column and concurrency is marked."""
     several = len(concurrencies) > 1
-    headings = (*(("In flight",) if several else ()), "System", *(c[0] for c in _COSTS), "Weights (GB per device)", "±")
+    headings = (
+        *(("In flight",) if several else ()),
+        "System",
+        *(c[0] for c in _COSTS),
+        "Weights (GB per device)",
+        "Interval",
+    )
     rows = []
     for concurrency in concurrencies:
         there = [(s, p) for s in result.systems if (p := point_of(s, concurrency)) is not None]
@@ -90,12 +97,12 @@ def results_table(result: RunResult, concurrencies: Sequence[int], key: str, cap
         for system, point in there:
             first = (Cell(f"{concurrency:,}"),) if several else ()
             rows.append(first + _cost_row(result, system, point, best))
-    numeric = (*((True,) if several else ()), False, *(True for _ in _COSTS), True, True)
+    numeric = (*((True,) if several else ()), False, *(True for _ in _COSTS), True, False)
     points = [p for c in concurrencies for s in result.systems if (p := point_of(s, c)) is not None]
     return Table(
         key, caption, headings, numeric, tuple(rows), _times_note(result, points),
-        "TTFT is an unloaded prefill of one request. TPOT is the mean gap between output tokens. Dollars and energy are for "
-        "output tokens, prefill included. Bold is best.",
+        "Below each number its 90% interval. TTFT is the prefill of one request that does not queue. TPOT is the mean gap "
+        "between output tokens. Dollars and energy are for output tokens, prefill included. Bold is best, whatever the intervals.",
     )  # fmt: skip
 
 
@@ -132,7 +139,7 @@ def comparison_table(result: RunResult, concurrency: int | None, key: str) -> Ta
     for c in sorted(chosen, key=lambda c: c.concurrency):
         first = (Cell(f"{c.concurrency:,}"),) if several else ()
         costs, memory = _ratios(c)[:-1], _ratios(c)[-1]
-        ratios = tuple(_ratio_cell(r) for r in costs)
+        ratios = tuple(_ratio_cell(r, c.intervals.get(name)) for r, name in zip(costs, _RATIO_NAMES, strict=True))
         if all(r is None for r in costs):
             ratios = (Cell(c.verdict, span=len(costs)),)
         held = Cell(BASIS_WORDS.get(c.basis.value, c.basis.value))
@@ -141,7 +148,8 @@ def comparison_table(result: RunResult, concurrency: int | None, key: str) -> Ta
     points = [p for s in result.systems for p in s.points if concurrency in (None, p.concurrency)]
     return Table(
         key, f"{reference} against the others", headings, numeric, tuple(rows), _times_note(result, points),
-        f"How many times better {reference} is; below 1 the other is better.",
+        f"How many times better {reference} is, with the 90% interval; below 1 the other is better. Bold where the whole "
+        "interval is above 1.",
     )  # fmt: skip
 
 
@@ -251,10 +259,16 @@ def _cost_row(result: RunResult, system: SystemResult, point: Point, best: Seque
     name = name_cell(result, system.name)
     if point.outcome != "ok":
         return (name, Cell(f"{point.outcome}: {point.reason or ''}".rstrip(": "), span=len(_COSTS) + 2))
-    values = [get(point) for _, get, _ in _COSTS]
-    costs = [Cell(number(v), best=v is not None and v == b) for v, b in zip(values, best, strict=True)]
+    costs = []
+    for (_, field, factor, _), b in zip(_COSTS, best, strict=True):
+        value = _scaled(getattr(point, field), factor)
+        costs.append(
+            Cell(
+                number(value), best=value is not None and value == b, ends=ends_text(point.intervals.get(field), factor)
+            )
+        )
     weights = Cell(number(sum(system.memory.weights_bytes.values()) / 1e9))
-    return (name, *costs, weights, _error_cell(point.error_frac, point.origin))
+    return (name, *costs, weights, _error_cell(point))
 
 
 def _flip_cell(curve: FlipCurve | None) -> Cell:
@@ -273,8 +287,8 @@ def _flip_cell(curve: FlipCurve | None) -> Cell:
 
 def _best(points: Sequence[Point]) -> list[float | None]:
     found: list[float | None] = []
-    for _, get, pick in _COSTS:
-        values = [v for p in points if (v := get(p)) is not None]
+    for _, field, factor, pick in _COSTS:
+        values = [v for p in points if (v := _scaled(getattr(p, field), factor)) is not None]
         found.append(pick(values) if len(values) > 1 else None)
     return found
 
@@ -283,18 +297,32 @@ def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
+_RATIO_NAMES = ("ttft_ratio", "tpot_ratio", "throughput_ratio", "energy_ratio", "usd_ratio")
+
+
 def _ratios(c: Comparison) -> tuple[float | None, ...]:
     return c.ttft_ratio, c.tpot_ratio, c.throughput_ratio, c.energy_ratio, c.usd_ratio, c.memory_ratio
 
 
-def _ratio_cell(ratio: float | None) -> Cell:
-    return Cell(multiple(ratio), best=ratio is not None and ratio > 1)
+def ends_text(ends: tuple[float, float] | None, factor: float = 1.0) -> str | None:
+    """An interval as a short text.
+
+    >>> ends_text((0.0101, 0.0152), 1e3)
+    '[10.1, 15.2]'
+    """
+    return None if ends is None else f"[{number(ends[0] * factor)}, {number(ends[1] * factor)}]"
 
 
-def _error_cell(error_frac: float | None, origin: Origin) -> Cell:
-    if error_frac is None:
-        return Cell("", tip="no interval: nothing was measured that could give one", badge=origin)
-    return Cell(f"±{error_frac:.0%}", badge=origin)
+def _ratio_cell(ratio: float | None, ends: tuple[float, float] | None = None) -> Cell:
+    """Bold where the reference is better whatever the interval."""
+    sure = ratio is not None and (ends[0] if ends is not None else ratio) > 1
+    return Cell(multiple(ratio), best=sure, ends=ends_text(ends))
+
+
+def _error_cell(point: Point) -> Cell:
+    if point.error_frac is None:
+        return Cell("assumption only", tip="no interval: nothing was measured that could give one", badge=point.origin)
+    return Cell("90%", tip=f"from {point.interval_basis}", badge=point.origin)
 
 
 def _badge(origin: Origin) -> Cell:
@@ -324,11 +352,10 @@ def _times_note(result: RunResult, points: Sequence[Point]) -> str:
     if not ok:
         return input_counts(result.inputs)
     origin = weakest(*(p.origin for p in ok))
-    errors = [p.error_frac for p in ok if p.error_frac is not None]
-    if not errors:
+    based = sorted({p.interval_basis for p in ok if p.error_frac is not None})
+    if not based:
         interval = "assumption only, no interval"
     else:
-        span = f"±{min(errors):.0%}" if min(errors) == max(errors) else f"±{min(errors):.0%} to ±{max(errors):.0%}"
-        missing = "" if len(errors) == len(ok) else "; rows without one are assumption only"
-        interval = f"90% interval {span} where measured{missing}"
+        missing = "" if all(p.error_frac is not None for p in ok) else "; rows without one are assumption only"
+        interval = f"90% intervals from {' and '.join(based)}{missing}"
     return f"Weakest input: {ORIGIN_WORDS[origin][0]}; {interval}. {input_counts(result.inputs)}"

@@ -67,7 +67,8 @@ def estimate(
         weight_dtype: stores linear weights in this format instead.
         kv_dtype: stores the cache in this format instead.
         engine: "analytic" or "flow".
-        calibration: name or file; the device's own by default.
+        calibration: the device's serving stack by default; "vllm", "sglang" or "trtllm" for one, "tables" or "STACK:tables"
+            for kernel tables alone, "none", or a file of `calibrate runs` or `calibrate fit`.
         seed: of the router's draws.
 
     Raises:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 from moesim.specs.scenario import SystemKind
 from moesim.study.results import Comparison, PhaseDetail, Point, SystemResult
+from moesim.study.uncertainty import Kinship, Spread, quotient, verdict
 
-__all__ = ["compare", "sentence"]
+__all__ = ["compare", "ratio_spreads"]
 
-TOO_CLOSE = 1.05
+#: The result that each ratio is of. Energy takes the times' intervals: what is not known of the power, both sides share.
+_OF = {
+    "ttft_ratio": "ttft_s", "tpot_ratio": "tpot_s", "throughput_ratio": "tpot_s", "energy_ratio": "tpot_s", "usd_ratio": "tpot_s",
+}  # fmt: skip
 
 
 def compare(reference: SystemResult, other: SystemResult, concurrency: int) -> Comparison:
@@ -17,40 +19,45 @@ def compare(reference: SystemResult, other: SystemResult, concurrency: int) -> C
     a, b = _point(reference, concurrency), _point(other, concurrency)
     usd = _ratio(b.usd_per_million_output_tokens, a.usd_per_million_output_tokens)
     throughput = _ratio(a.output_tokens_per_s, b.output_tokens_per_s)
+    kinship = Kinship.MODEL if reference.model == other.model else Kinship.STRANGERS
+    spreads = ratio_spreads(b, a, kinship)
+    ratios = {
+        "ttft_ratio": _ratio(b.ttft_s, a.ttft_s), "tpot_ratio": _ratio(b.tpot_s, a.tpot_s), "throughput_ratio": throughput,
+        "energy_ratio": _ratio(b.energy_j_per_output_token, a.energy_j_per_output_token), "usd_ratio": usd,
+    }  # fmt: skip
+    intervals = {name: ends for name, ratio in ratios.items() if (ends := _ends(spreads.get(name), ratio)) is not None}
     return Comparison(
         reference=reference.name, other=other.name, basis=other.basis, concurrency=concurrency,
-        ttft_ratio=_ratio(b.ttft_s, a.ttft_s), tpot_ratio=_ratio(b.tpot_s, a.tpot_s), throughput_ratio=throughput,
-        energy_ratio=_ratio(b.energy_j_per_output_token, a.energy_j_per_output_token), usd_ratio=usd,
+        **ratios, intervals=intervals,
         memory_ratio=sum(other.memory.weights_bytes.values()) / sum(reference.memory.weights_bytes.values()),
-        verdict=_verdict(reference, other, a, b, throughput), why=_why(reference, other, a, b),
+        verdict=_verdict(reference, other, a, b, throughput, spreads.get("throughput_ratio")), why=_why(reference, other, a, b),
     )  # fmt: skip
 
 
-def _verdict(reference: SystemResult, other: SystemResult, a: Point, b: Point, ratio: float | None) -> str:
+def _verdict(
+    reference: SystemResult, other: SystemResult, a: Point, b: Point, ratio: float | None, spread: Spread | None
+) -> str:
     if a.outcome != "ok" and b.outcome != "ok":
         return f"neither runs here: {reference.name} {a.outcome}, {other.name} {b.outcome}"
     if b.outcome != "ok":
         return f"only {reference.name} runs here: {other.name} {b.outcome}"
     if a.outcome != "ok":
         return f"only {other.name} runs here: {reference.name} {a.outcome}"
-    return sentence(reference.name, other.name, ratio, a.error_frac, b.error_frac)
+    return verdict(reference.name, other.name, ratio, spread)
 
 
-def sentence(reference: str, other: str, ratio: float | None, error_a: float | None, error_b: float | None) -> str:
-    """Who is cheaper per token and by how much, with the interval that both errors give; or that it is too close to call."""
-    if ratio is None:
-        return "cannot be compared"
-    better, worse, by = (reference, other, ratio) if ratio >= 1 else (other, reference, 1.0 / ratio)
-    if error_a is None or error_b is None:
-        if by < TOO_CLOSE:
-            return f"too close to call ({reference} against {other}, ratio {ratio:.2f}; efficiencies assumed)"
-        return f"{better} is cheaper than {worse}, {by:.2f}x (efficiencies assumed)"
-    # independent errors of the two systems, in logarithms (assumption: shared causes would only narrow the ratio)
-    half = math.hypot(math.log1p(error_a), math.log1p(error_b))
-    low, high = by * math.exp(-half), by * math.exp(half)
-    if low < 1.0:
-        return f"too close to call ({reference} against {other}, ratio {by:.2f} [{low:.2f}, {high:.2f}])"
-    return f"{better} is cheaper than {worse}, {by:.2f}x [{low:.2f}, {high:.2f}]"
+def ratio_spreads(other: Point, reference: Point, kinship: Kinship = Kinship.STRANGERS) -> dict[str, Spread]:
+    """Intervals of the ratios other / reference by their names (throughput: reference / other), where both sides have one."""
+    found = {}
+    for name, of in _OF.items():
+        top, bottom = other.spread(of), reference.spread(of)
+        if top is not None and bottom is not None:
+            found[name] = quotient(top, bottom, kinship)
+    return found
+
+
+def _ends(spread: Spread | None, ratio: float | None) -> tuple[float, float] | None:
+    return None if spread is None else spread.interval(ratio)
 
 
 def _why(reference: SystemResult, other: SystemResult, a: Point, b: Point) -> str:

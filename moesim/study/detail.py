@@ -13,7 +13,8 @@ from moesim.sim import FlowResult, simulate
 from moesim.specs.dtypes import Dtype
 from moesim.specs.scenario import Engine
 from moesim.specs.workload import WorkloadSpec
-from moesim.study.instance import Instance
+from moesim.study.host import with_host
+from moesim.study.instance import Instance, PassTime
 from moesim.study.ranks import home_ranks, rank_detail
 from moesim.study.results import ExpertLoad, GapSplit, OperatorRow, PathSample, PhaseDetail
 from moesim.timeline import Timeline
@@ -29,12 +30,13 @@ def phase_detail(
     timeline, gap, ranks = None, None, None
     if engine is Engine.FLOW:
         gap, result, flow = _gap(instance, step, rng)
-        time_s, timeline = gap.simulated_s, flow.timeline
+        device, timeline = PassTime(gap.simulated_s, result), flow.timeline
         if by_rank and timeline.n_ranks > 1:
             ranks = rank_detail(flow, len(instance.model.layers))
     else:
-        result = instance.analytic(step).estimate
-        time_s = result.time_s
+        device = instance.analytic(step)
+    passing = with_host(instance, step, device)
+    result, time_s = passing.estimate, passing.time_s
     mfu, mbu = _utilisation(instance, result, time_s)
     detail = PhaseDetail(
         phase=step.phase.value, concurrency=concurrency, n_tokens=float(step.n_tokens), context=float(step.kv_len),

@@ -14,10 +14,12 @@ from moesim.specs.hardware import Hardware
 from moesim.specs.model import LayerSpec, ModelSpec, MoeFfn
 from moesim.specs.scenario import Engine, FlipAxis
 from moesim.specs.workload import WorkloadSpec
+from moesim.study.compare import ratio_spreads
 from moesim.study.instance import build_instance
 from moesim.study.links import scaled_cost
 from moesim.study.points import System, measure_point
 from moesim.study.results import FlipCurve, Point
+from moesim.study.uncertainty import Kinship
 
 __all__ = ["crossings", "flip_curves"]
 
@@ -47,11 +49,19 @@ def flip_curves(
         ]
         tpot = [_ratio(b, a, lambda p: p.tpot_s) for b, a in pairs]
         found = crossings(values, usd)
+        kinship = Kinship.MODEL if _model(other) == _model(reference) else Kinship.STRANGERS
+        bands = {
+            name: [_ends(ratio, b, a, name, kinship) for ratio, (b, a) in zip(ratios, pairs, strict=True)]
+            for name, ratios in (("usd_ratio", usd), ("tpot_ratio", tpot))
+        }
         curves.append(
             FlipCurve(
                 reference=reference.name, other=other.name, axis=axis, unit=UNITS[axis], x=tuple(values),
                 usd_ratio=tuple(usd), tpot_ratio=tuple(tpot), crossings=tuple(found),
-                summary=_summary(reference.name, other.name, axis, values, usd, found),
+                **{f"{name}_low": tuple(low for low, _ in ends) for name, ends in bands.items()},
+                **{f"{name}_high": tuple(high for _, high in ends) for name, ends in bands.items()},
+                summary=_summary(reference.name, other.name, axis, values, usd, found)
+                + _unsure(axis, values, bands["usd_ratio"]),
             )
         )  # fmt: skip
     return curves
@@ -151,6 +161,32 @@ def _ratio(top: Point | None, bottom: Point | None, of: Callable[[Point], float 
         return None
     a, b = of(top), of(bottom)
     return a / b if a is not None and b else None
+
+
+def _model(system: System) -> str:
+    return system.instance.model.name
+
+
+def _ends(
+    ratio: float | None, top: Point | None, bottom: Point | None, name: str, kinship: Kinship
+) -> tuple[float | None, float | None]:
+    """Ends of the 90% interval of a ratio."""
+    if ratio is None or top is None or bottom is None:
+        return None, None
+    spread = ratio_spreads(top, bottom, kinship).get(name)
+    return (None, None) if spread is None else spread.interval(ratio) or (None, None)
+
+
+def _unsure(axis: FlipAxis, x: Sequence[float], ends: Sequence[tuple[float | None, float | None]]) -> str:
+    """Where the interval holds 1."""
+    known = [(at, low, high) for at, (low, high) in zip(x, ends, strict=True) if low is not None and high is not None]
+    close = [at for at, low, high in known if low < 1.0 < high]
+    if not close:
+        return ""
+    if len(close) == len(known):
+        return "; too close to call throughout"
+    first, last = _number(min(close)), _number(max(close))
+    return f"; too close to call at {first}" if first == last else f"; too close to call between {first} and {last}"
 
 
 def _inverse(x: float | None) -> float | None:

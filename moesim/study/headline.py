@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from moesim.specs.scenario import Basis, Engine, FlipAxis, ScenarioSpec, SystemKind
 from moesim.study.results import Comparison, FlipCurve, SystemResult
+from moesim.study.uncertainty import Basis as Basis90
 
 __all__ = ["headline", "limits"]
 
@@ -35,7 +36,11 @@ def _twin(c: Comparison) -> str:
     basis = c.basis.value.replace("_", " ")
     if c.usd_ratio is None:
         return f"{basis}: {c.verdict}"
-    return f"{basis} costs {c.usd_ratio:.2f}x as much per token"
+    ends = c.intervals.get("usd_ratio")
+    if ends is None:
+        return f"{basis} costs {c.usd_ratio:.2f}x as much per token (assumption only)"
+    close = ", too close to call" if ends[0] < 1.0 < ends[1] else ""
+    return f"{basis} costs {c.usd_ratio:.2f}x [{ends[0]:.2f}, {ends[1]:.2f}] as much per token{close}"
 
 
 def _flips(flips: Sequence[FlipCurve], others: set[str]) -> list[str]:
@@ -67,12 +72,34 @@ def _moe_idea(system: SystemResult) -> str:
     return text + "."
 
 
-def limits(scenario: ScenarioSpec, engine: Engine) -> tuple[str, ...]:
+_BASIS = {
+    Basis90.RUNS: (
+        "Times are what a serving stack reaches: kernel tables with factors, launches and host times fitted to serving runs. "
+        "Intervals are 90% bands of runs whose model and system no fit saw, wider for time outside measured shapes, on assumed "
+        "links and for routing; they hold for systems like those that were measured."
+    ),
+    Basis90.LENT: (
+        "Times are what a serving stack reaches, with parameters fitted on another generation of GPUs or tables of a sibling; "
+        "intervals are those of unseen runs, widened for that."
+    ),
+    Basis90.KERNELS: (
+        "Times are of operators alone; scheduling and host overheads are not included. Intervals are 90% bands of operators that "
+        "no fit saw, taken as fully correlated in a pass."
+    ),
+    Basis90.ASSUMPTION: (
+        "Efficiencies are assumptions and scheduling and host overheads are not included: results have no interval."
+    ),
+}  # fmt: skip
+
+
+def limits(scenario: ScenarioSpec, engine: Engine, basis: Basis90) -> tuple[str, ...]:
     """What the run assumes and leaves out."""
     notes = [
-        "Requests are in steady state with a fixed number in flight; queueing for admission is not included, TTFT is unloaded.",
-        "Energy is an estimate from published board power, not a measurement; dollars are list prices or assumptions.",
-        "A request's prefills interleave with decodes at full-pass efficiency; scheduling and host overheads are not included.",
+        "Requests are in steady state with a fixed number in flight; queueing for admission is not included.",
+        "Energy is an estimate from published board power, not a measurement; dollars are list prices or assumptions, and "
+        "intervals take them as given.",
+        "A request's prefills interleave with decodes at full-pass efficiency.",
+        _BASIS[basis],
     ]
     if engine is Engine.ANALYTIC:
         notes.append(

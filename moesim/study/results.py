@@ -233,7 +233,7 @@ class Comparison(Frozen):
     """The reference system against one other, at one concurrency; above 1 the reference is better.
 
     Ratios of costs are other / reference, `throughput_ratio` is reference / other, `memory_ratio` is weight bytes per rank,
-    other / reference.
+    other / reference. `intervals` holds the 90% interval of each ratio by its name; none: assumption only.
     """
 
     reference: str
@@ -246,6 +246,7 @@ class Comparison(Frozen):
     energy_ratio: float | None
     usd_ratio: float | None
     memory_ratio: float
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     verdict: str
     why: str
 
@@ -253,8 +254,8 @@ class Comparison(Frozen):
 class FlipCurve(Frozen):
     """How the cost ratio other / reference runs along one axis, and where it crosses 1.
 
-    `x` are values of the axis, `usd_ratio` and `tpot_ratio` the ratios there (None where either does not fit). `crossings` are
-    axis values with the verdict below and above them.
+    `x` are values of the axis, `usd_ratio` and `tpot_ratio` the ratios there (None where either does not fit), with the ends of
+    their 90% intervals (None: assumption only). `crossings` are axis values with the verdict below and above them.
     """
 
     reference: str
@@ -264,6 +265,10 @@ class FlipCurve(Frozen):
     x: tuple[float, ...]
     usd_ratio: tuple[float | None, ...]
     tpot_ratio: tuple[float | None, ...]
+    usd_ratio_low: tuple[float | None, ...] = ()
+    usd_ratio_high: tuple[float | None, ...] = ()
+    tpot_ratio_low: tuple[float | None, ...] = ()
+    tpot_ratio_high: tuple[float | None, ...] = ()
     crossings: tuple[float, ...]
     summary: str
 
@@ -275,6 +280,8 @@ class QualitySensitivity(Frozen):
     dense_params: float
     usd_ratio: float | None
     tpot_ratio: float | None
+    usd_ratio_low: float | None = None
+    usd_ratio_high: float | None = None
     verdict: str
 
 

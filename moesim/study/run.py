@@ -16,8 +16,8 @@ from moesim.specs.hardware import Hardware
 from moesim.specs.load import line_of, read_yaml, validate
 from moesim.specs.model import MoeFfn
 from moesim.specs.scenario import Basis, Engine, QualityRule, ScenarioSpec, SystemKind
-from moesim.study.calibrated import calibration_for
-from moesim.study.compare import compare, sentence
+from moesim.study.calibrated import basis_of, calibration_for
+from moesim.study.compare import compare, ratio_spreads
 from moesim.study.detail import expert_load, path_sample, phase_detail
 from moesim.study.flips import flip_curves
 from moesim.study.headline import headline, limits
@@ -35,6 +35,7 @@ from moesim.study.results import (
 )
 from moesim.study.systems import Candidate, build_candidates, twin_system
 from moesim.study.twins import dense_twin
+from moesim.study.uncertainty import verdict
 from moesim.timeline import Timeline
 
 __all__ = ["Run", "load_scenario", "run_scenario"]
@@ -206,13 +207,16 @@ class _Runner:
             )
             other = measure_point(equal, self.hardware, self.scenario.workload, self.at, Engine.ANALYTIC, self.rng())
             usd = _over(point.output_tokens_per_s, other.output_tokens_per_s)
-            verdict = sentence(reference.spec.name, "the dense model", usd, point.error_frac, other.error_frac)
+            spread = ratio_spreads(other, point).get("usd_ratio")
+            words = verdict(reference.spec.name, "the dense model", usd, spread)
+            ends = spread.interval(usd) if spread is not None else None
             if other.outcome != "ok":
-                verdict = f"the dense model does not run here: {other.outcome}"
+                words = f"the dense model does not run here: {other.outcome}"
             rows.append(
                 QualitySensitivity(
                     rule=rule.value, dense_params=dense_equivalent_params(model, rule), usd_ratio=usd,
-                    tpot_ratio=_over(other.tpot_s, point.tpot_s), verdict=verdict,
+                    tpot_ratio=_over(other.tpot_s, point.tpot_s), usd_ratio_low=ends[0] if ends else None,
+                    usd_ratio_high=ends[1] if ends else None, verdict=words,
                 )
             )  # fmt: skip
         return tuple(rows)
@@ -233,7 +237,8 @@ class _Runner:
             price_usd_per_device_h=self.hardware.price_usd_per_device_h, calibration=calibration, systems=systems,
             comparisons=comparisons, flips=flips, quality=quality,
             inputs=input_origins(self.hardware, candidates, self.calibration),
-            headline=headline(systems, comparisons, flips, self.at), notes=limits(self.scenario, self.engine),
+            headline=headline(systems, comparisons, flips, self.at),
+            notes=limits(self.scenario, self.engine, basis_of(self.calibration)),
         )  # fmt: skip
 
 

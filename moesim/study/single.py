@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from moesim.cost import CostModel
+from moesim.cost.served import stack_of
 from moesim.errors import InputError
 from moesim.lowering import Pass
 from moesim.memory import Outcome
@@ -18,8 +19,10 @@ from moesim.specs.model import ModelSpec
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import RoutingSpec
 from moesim.specs.scenario import Engine
-from moesim.study.calibrated import calibration_for
+from moesim.study.calibrated import basis_of, calibration_for
 from moesim.study.instance import Instance, PassTime, build_instance
+from moesim.study.points import scatter, time_pass
+from moesim.study.uncertainty import Basis, current_bands, exposure_of, spread_of
 
 __all__ = ["EstimateResult", "OperatorCost", "estimate_pass", "hardware_for"]
 
@@ -39,7 +42,8 @@ class OperatorCost(Frozen):
 class EstimateResult(Frozen):
     """The answer. `time_s`, `bound` and `operators` are None or empty where the pass does not fit.
 
-    `time_low_s` and `time_high_s` are the 90% interval, None for "assumption only".
+    `time_low_s` and `time_high_s` are the 90% interval, None for "assumption only"; `interval_basis` is what stands behind it.
+    `reached` says whose time it is: a server's with its host time, or that of the device alone.
     """
 
     model: str
@@ -55,8 +59,12 @@ class EstimateResult(Frozen):
     time_s: float | None
     time_low_s: float | None
     time_high_s: float | None
+    interval_basis: str
+    reached: str
     bound: str | None
     tokens_per_s: float | None
+    tokens_per_s_low: float | None
+    tokens_per_s_high: float | None
     exposed_comm_s: float | None
     imbalance_s: float | None
     memory_bytes: float
@@ -120,9 +128,10 @@ def estimate_pass(
     )
     n_pass_tokens = float(step.n_tokens) / parallel.dp_size
     memory = instance.memory(batch, longest, n_pass_tokens)
-    passing = None
+    passing, seeds = None, 0.0
     if memory.outcome is Outcome.OK:
-        passing = instance.flow(step, rng) if engine is Engine.FLOW else instance.analytic(step)
+        passing = time_pass(instance, step, engine, rng, is_begun=True)
+        seeds = scatter(instance, step, rng) if engine is Engine.FLOW else 0.0
     weights = {
         f"{kind} weights": getattr(memory.memory.weights, kind) for kind in memory.memory.weights.__dataclass_fields__
     }
@@ -131,20 +140,22 @@ def estimate_pass(
         "kv_cache": memory.memory.kv_cache, "activations": memory.memory.activations,
         "comm_buffers": memory.memory.comm_buffers, "runtime_reserve": memory.memory.runtime_reserve,
     }  # fmt: skip
-    return _result(instance, passing, engine, phase, batch, context, known.name if known else "default efficiencies (assumption)",
-                   outcome=memory.outcome.value, reason=None if passing else memory.sentence, remedies=memory.remedies,
-                   memory_bytes=memory.memory.total, memory_parts_bytes=parts, capacity_bytes=memory.capacity_bytes,
+    source = known.name if known else "default efficiencies (assumption)"
+    return _result(instance, passing, engine, phase, batch, context, source, seeds=seeds, outcome=memory.outcome.value,
+                   reason=None if passing else memory.sentence, remedies=memory.remedies, memory_bytes=memory.memory.total,
+                   memory_parts_bytes=parts, capacity_bytes=memory.capacity_bytes,
                    max_sequences=memory.max_sequences)  # fmt: skip
 
 
 def _result(
     instance: Instance, passing: PassTime | None, engine: Engine, phase: Phase, batch: int, context: int, calibration: str,
-    *, outcome: str, reason: str | None, remedies: tuple[str, ...], memory_bytes: float,
+    *, seeds: float, outcome: str, reason: str | None, remedies: tuple[str, ...], memory_bytes: float,
     memory_parts_bytes: dict[str, float], capacity_bytes: float, max_sequences: int,
 ) -> EstimateResult:  # fmt: skip
     e = passing.estimate if passing else None
     time_s = passing.time_s if passing else None
-    error = e.error_frac if e else None
+    basis = basis_of(instance.cost.calibration)
+    ends = _interval(instance, passing, phase, seeds)
     operators: tuple[OperatorCost, ...] = ()
     if e is not None:
         operators = tuple(
@@ -159,12 +170,32 @@ def _result(
     return EstimateResult(
         model=instance.model.name, hardware=instance.hardware.name, parallel=instance.parallel.label, phase=phase.value,
         batch=batch, context=context, engine=engine.value, outcome=outcome, reason=reason, remedies=remedies, time_s=time_s,
-        time_low_s=time_s * (1 - error) if time_s is not None and error is not None else None,
-        time_high_s=time_s * (1 + error) if time_s is not None and error is not None else None,
+        time_low_s=ends[0] if ends else None, time_high_s=ends[1] if ends else None,
+        interval_basis=(basis if ends else Basis.ASSUMPTION).value, reached=_reached(instance, phase),
         bound=max(busy, key=lambda b: busy[b]).value if busy else None,
-        tokens_per_s=n_tokens / time_s if time_s else None,
+        tokens_per_s=n_tokens / time_s if time_s else None, tokens_per_s_low=n_tokens / ends[1] if ends else None,
+        tokens_per_s_high=n_tokens / ends[0] if ends else None,
         exposed_comm_s=e.exposed_comm_s if e else None, imbalance_s=e.imbalance_s if e else None,
         memory_bytes=memory_bytes, memory_parts_bytes=memory_parts_bytes, capacity_bytes=capacity_bytes,
         max_sequences=max_sequences, origin=e.origin if e else Origin.ASSUMPTION, calibration=calibration,
         extrapolated_frac=e.extrapolated_frac if e else 0.0, operators=operators,
     )  # fmt: skip
+
+
+def _interval(instance: Instance, passing: PassTime | None, phase: Phase, seeds: float) -> tuple[float, float] | None:
+    if passing is None:
+        return None
+    spread = spread_of(
+        basis_of(instance.cost.calibration), exposure_of(passing.estimate, seeds), current_bands(),
+        is_moe=instance.model.is_moe, is_ttft=phase is Phase.PREFILL,
+    )  # fmt: skip
+    return spread.interval(passing.time_s)
+
+
+def _reached(instance: Instance, phase: Phase) -> str:
+    """Whose time the result is."""
+    if stack_of(instance.cost.calibration) is None:
+        return "operators on the device, no host time"
+    if phase is Phase.DECODE:
+        return "a server's pass from a captured graph, host time included"
+    return "a server's pass with prompts, launches and host time included"
