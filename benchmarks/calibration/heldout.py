@@ -29,13 +29,19 @@ from moesim.calibrate.importers.aiconfigurator import import_aiconfigurator
 from moesim.calibrate.store import find_calibration, save_calibration
 from moesim.calibrate.tables import FamilyRows, MeasurementTable, read_table, write_table
 from moesim.cost.forms_calibration import Calibration, Family
+from moesim.cost.forms_collective import COLLECTIVES_FITTED
 from moesim.errors import CatalogError
 from moesim.specs.catalog import load_device, load_link
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET_DEVICES = ("h100_sxm", "h200_sxm", "b200_sxm")
+DEVICE_GROUPS = {
+    "H100, H200, B200": TARGET_DEVICES,
+    "B300, GB200, GB300": ("b300_sxm", "gb200", "gb300"),
+    "A100, L40S, RTX PRO 6000": ("a100_sxm", "l40s", "rtx_pro_6000"),
+}
 START, END = "<!-- held-out tables: start -->", "<!-- held-out tables: end -->"
-FEWEST_ROWS = 50
+FEWEST_ROWS, FEWEST_OF_COLLECTIVES = 50, 40
 NOT_SHIPPED = ("_eager", " int8")
 
 
@@ -82,7 +88,8 @@ def run(device_name: str, work: Path, source: str | None, write: bool, date: str
     shipped: dict[tuple[str, str], list[Family]] = {}
     for table, is_newest in tables(device_name, work, source, only):
         for rows in table.families():
-            if rows.name in seen or len(rows.frame) < FEWEST_ROWS:
+            fewest = FEWEST_OF_COLLECTIVES if rows.key.kind in COLLECTIVES_FITTED else FEWEST_ROWS
+            if rows.name in seen or len(rows.frame) < fewest:
                 continue
             seen.add(rows.name)
             start = time.perf_counter()
@@ -215,8 +222,10 @@ def is_moe(about: dict, held: HeldOut) -> bool:
 
 
 def pooled_table(parts: list) -> list[str]:
-    on_target = [p for p in parts if p[0]["device"] in TARGET_DEVICES]
-    rest = [p for p in parts if p[0]["device"] not in TARGET_DEVICES]
+    known = {device for devices in DEVICE_GROUPS.values() for device in devices}
+    unknown = {p[0]["device"] for p in parts} - known
+    if unknown:
+        raise SystemExit(f"devices in no group of the report: {sorted(unknown)}")
     groups = [
         ("MoE layer, families with 8+ model shapes", lambda a, h: is_moe(a, h) and h.n_groups >= 8),
         (
@@ -228,11 +237,14 @@ def pooled_table(parts: list) -> list[str]:
         ("attention decode, GQA", lambda a, h: a["kind"] == "attention_decode"),
         ("attention prefill, MLA", lambda a, h: a["kind"] == "mla_attention_prefill"),
         ("attention decode, MLA", lambda a, h: a["kind"] == "mla_attention_decode"),
+        ("linear attention, prefill", lambda a, h: a["kind"] == "linear_attention_prefill"),
+        ("linear attention, decode", lambda a, h: a["kind"] == "linear_attention_decode"),
         ("NCCL collectives, one node", lambda a, h: a["stack"] == "nccl"),
         ("custom all-reduce, one node", lambda a, h: a["kind"] == "all_reduce" and a["stack"] != "nccl"),
     ]
     lines = []
-    for title, chosen in (("H100, H200, B200", on_target), ("A100, L40S, RTX PRO 6000", rest)):
+    for title, devices in DEVICE_GROUPS.items():
+        chosen = [p for p in parts if p[0]["device"] in devices]
         lines += [f"**{title}**", "", HEAD]
         for name, test in groups:
             members = [p for p in chosen if test(p[0], p[1])]

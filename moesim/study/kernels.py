@@ -5,22 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-from moesim.calibrate.store import find_calibration
+from moesim.calibrate.store import calibration_names, find_calibration
 from moesim.cost import CalibratedOps
 from moesim.cost.forms_calibration import Calibration
 from moesim.cost.layered import LayeredCalibration
 from moesim.cost.stack import DEFAULT_STACK, LentCalibration, StackParams, with_quickest_experts
-from moesim.errors import CatalogError
 from moesim.specs.catalog import load_device
 from moesim.specs.dtypes import Dtype
 from moesim.specs.model import ModelSpec
 
-__all__ = ["BACKENDS", "SIBLINGS", "as_run", "calibration_of", "generation_of", "is_like_its_sibling", "stack_for"]
+__all__ = [
+    "BACKENDS",
+    "SIBLINGS",
+    "as_run",
+    "calibration_of",
+    "generation_of",
+    "is_like_its_sibling",
+    "stack_for",
+    "tables_device",
+]
 
 #: Serving stacks, in the order in which a device's default is chosen.
 BACKENDS = ("vllm", "sglang", "trtllm")
+#: Data-centre Blackwell: vLLM, SGLang and TensorRT-LLM share kernels that TensorRT-LLM generates (through FlashInfer).
+_SHARED_KERNELS = ("b200_sxm", "b300_sxm", "gb200", "gb300")
 BLACKWELL = ("b200_sxm", "b300_sxm", "gb200", "gb300", "rtx_pro_6000")
-#: Devices without tables of their own and the sibling whose tables stand in (same chip; other board, link or memory).
+#: The sibling (same chip; other board, link or memory) whose tables stand in for those that a device lacks.
 SIBLINGS = {
     "gb200": "b200_sxm",
     "gb300": "b200_sxm",
@@ -28,6 +38,9 @@ SIBLINGS = {
     "h800_sxm": "h100_sxm",
     "h20_sxm": "h200_sxm",
 }
+#: Kernel of MXFP4 experts that published launch scripts force (VLLM_MXFP4_USE_MARLIN=1 in gptoss_fp4_h100.sh and
+#: gptoss_fp4_h200.sh of the public repository SemiAnalysisAI/InferenceX).
+FORCED_EXPERTS = {("vllm", "hopper"): "marlin"}
 #: How far peak arithmetic of a sibling may be for its tables to stand in unasked.
 LIKE_FRAC = 0.25
 
@@ -57,20 +70,30 @@ def calibration_of(
 ) -> CalibratedOps | None:
     """The tables of a stack on a device, or its sibling's, with the kernels that take these activations; None without tables.
 
-    On Blackwell, vLLM and SGLang run TensorRT-LLM's generated kernels for MXFP4 experts (through FlashInfer), so those tables
-    stand in where their own have only other kernels. `by_point` picks the quickest kernel for every point of a grid.
+    On Blackwell, all three run TensorRT-LLM's generated kernels for MXFP4 experts (vLLM and SGLang through FlashInfer), so tables
+    of the others stand in where a stack's own have only other kernels or shapes. `by_point` picks the quickest kernel for every point of a grid.
     """
-    device = SIBLINGS.get(system, system)
-    try:
-        found = find_calibration(f"{device}/{backend}")
-    except CatalogError:
+    device = tables_device(backend, system)
+    if device is None:
         return None
+    found = find_calibration(f"{device}/{backend}")
     lenders: tuple[Calibration, ...] = ()
-    if generation_of(device) == "blackwell" and device == "b200_sxm" and expert_activation is Dtype.FP8:
-        lenders = (find_calibration(f"{device}/{'sglang' if backend == 'trtllm' else 'trtllm'}"),)
-    experts = with_quickest_experts(found, expert_activation, lenders, by_point=by_point)
-    lent = LayeredCalibration((experts, find_calibration(f"{device}/nccl")))
-    return LentCalibration(lent, load_device(device)) if device != system else lent
+    if device in _SHARED_KERNELS and expert_activation is Dtype.FP8:
+        lenders = tuple(find_calibration(f"{device}/{other}") for other in BACKENDS if other != backend)
+    forced = FORCED_EXPERTS.get((backend, generation_of(device)), "")
+    experts = with_quickest_experts(found, expert_activation, lenders, by_point=by_point, forced=forced)
+    tables: CalibratedOps = experts if device == system else LentCalibration(experts, load_device(device))
+    linked = tables_device("nccl", system)
+    if linked is None:
+        return tables
+    links = find_calibration(f"{linked}/nccl")
+    return LayeredCalibration((tables, links if linked == system else LentCalibration(links, load_device(linked))))
+
+
+def tables_device(stack: str, device: str) -> str | None:
+    """The device whose tables of a stack answer for a device: its own, else its sibling's; None without either."""
+    known = calibration_names()
+    return next((d for d in (device, SIBLINGS.get(device, device)) if f"{d}/{stack}" in known), None)
 
 
 def as_run(model: ModelSpec, device: str) -> ModelSpec:

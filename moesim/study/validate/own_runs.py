@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from moesim.cost.stack import StackParams
 from moesim.errors import InputError
+from moesim.study.kernels import tables_device
 from moesim.study.stack_files import save_stack, shipped_stacks
 from moesim.study.validate.fit import Runs, fit_one, stack_for, stack_key
 from moesim.study.validate.predict import Batch
 from moesim.study.validate.result_files import runs_of
-from moesim.study.validate.setup import SIBLINGS
 from moesim.study.validate.table import RunRow
 from moesim.study.validate.workload import Workbench
 
@@ -62,7 +62,7 @@ def calibrate_runs(tables: Sequence[Path], out: Path, name: str | None, defaults
     prior = stack_for(keys[0], shipped_stacks())
     before, after = cross_validated(runs, prior)
     stack = fit_one(runs, prior, OWN_WIDTH)
-    device = SIBLINGS.get(rows[0].device, rows[0].device)
+    device = tables_device(rows[0].backend, rows[0].device) or rows[0].device
     save_stack(
         out, name or keys[0], stack, source=f"{len(rows)} own runs: {', '.join(p.name for p in tables)}", n_rows=len(rows),
         n_groups=len({r.group for r in rows}), base=f"{device}/{rows[0].backend}",
