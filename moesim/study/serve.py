@@ -21,6 +21,8 @@ from moesim.specs.load import line_of, read_yaml, validate
 from moesim.specs.serving import ArrivalKind, ArrivalSpec, RequestFileSpec, ServeScenarioSpec, ServingSpec
 from moesim.study.requests import read_requests
 from moesim.study.serve_build import Deployment, build_deployment
+from moesim.study.serve_host import hosted_overheads
+from moesim.study.serve_intervals import serve_intervals
 from moesim.study.serve_results import Interval, LatencyResult, ServeResult
 
 __all__ = ["ServeRun", "load_serve_scenario", "run_serve", "simulate_requests"]
@@ -28,6 +30,8 @@ __all__ = ["ServeRun", "load_serve_scenario", "run_serve", "simulate_requests"]
 Progress = Callable[[str, float], None]
 Floats = NDArray[np.float64]
 REPORT_EVERY = 500
+#: Requests from which the length of a pass is taken.
+PILOT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ def run_serve(
 
 def _run(scenario: ServeScenarioSpec, name: str, seed: int, folder: Path, progress: Progress) -> ServeRun:
     progress("measuring passes", 0.0)
-    deployment = build_deployment(scenario, seed)
+    deployment = _with_waits(build_deployment(scenario, seed), seed, folder)
     n_seeds = scenario.serving.n_seeds
     results: list[ServeResult] = []
     first: Recorder | None = None
@@ -103,9 +107,31 @@ def _run(scenario: ServeScenarioSpec, name: str, seed: int, folder: Path, progre
             break
     if first is None:
         raise ValueError("a run needs a seed")
-    result = results[0].model_copy(update={"intervals": _intervals(results)})
+    ends, basis = serve_intervals(deployment, first, results)
+    update = {"intervals": _intervals(results), "intervals_90": ends, "interval_basis": basis.value}
+    result = results[0].model_copy(update=update)
     progress("done", 1.0)
     return ServeRun(result, first, deployment)
+
+
+def _with_waits(deployment: Deployment, seed: int, folder: Path) -> Deployment:
+    """A fitted stack's requests wait some passes for the scheduler: how long those take, the first requests say."""
+    if deployment.stack is None or deployment.scenario.serving.overheads.request_s is not None:
+        return deployment
+    serving = deployment.scenario.serving
+    arrivals = serving.arrivals
+    most = max(PILOT, 4 * (arrivals.concurrency or 1)) if arrivals is not None else PILOT
+    update: dict[str, object] = {"warmup_requests": 0}
+    if arrivals is not None and arrivals.n_requests > most:
+        update["arrivals"] = arrivals.model_copy(update={"n_requests": most})
+    if serving.requests is not None and (serving.requests.limit is None or serving.requests.limit > most):
+        update["requests"] = serving.requests.model_copy(update={"limit": most})
+    scenario = deployment.scenario.model_copy(update={"serving": serving.model_copy(update=update)})
+    recorder, _ = simulate_requests(replace(deployment, scenario=scenario), seed, folder)
+    gaps = np.asarray(recorder.times["tpot_s"])
+    step_s = float(np.nanmean(gaps)) if np.isfinite(gaps).any() else 0.0
+    tokens = float(np.mean(recorder.counts["input_tokens"])) if recorder.counts["input_tokens"] else 0.0
+    return replace(deployment, overheads=hosted_overheads(deployment.overheads, deployment.stack, tokens, step_s))
 
 
 def simulate_requests(
@@ -212,7 +238,7 @@ def _record(deployment: Deployment, recorder: Recorder, name: str, seed: int, in
                         p95=_number(gaps.quantile(0.95)), p99=_number(gaps.quantile(0.99)))  # fmt: skip
     rows = recorder.bins.rows()
     busy = float(rows["busy_s"].sum())
-    n_engines = deployment.main.n + (deployment.decode.n if deployment.decode else 0)
+    n_engines = deployment.main.n_engines + (deployment.decode.n_engines if deployment.decode else 0)
     rejections: dict[str, int] = {}
     for reason in recorder.outcomes:
         if reason not in (Outcome.FINISHED, Outcome.IN_FLIGHT):
@@ -283,7 +309,7 @@ def _notes(deployment: Deployment, recorder: Recorder, found: Stability | None) 
         notes.append(found.sentence)
     if recorder.totals.rejected:
         notes.append(f"{recorder.totals.rejected} requests were rejected; latencies are of the others")
-    if deployment.scenario.operator_tables is None:
+    if deployment.scenario.operator_tables is None and deployment.stack is None:
         notes.append("host overheads are those fitted on vLLM 0.19 with an RTX PRO 6000 (assumption for other hosts)")
     return tuple(notes)
 

@@ -6,18 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.cost import CalibratedOps, CostModel
 from moesim.cost.measured_links import SimpleLink, link_of
-from moesim.cost.stack import StackedCalibration
+from moesim.cost.served import stack_of
+from moesim.cost.stack import StackedCalibration, StackParams
 from moesim.errors import InputError
 from moesim.memory import check_memory
-from moesim.memory.count import Serving, kv_bytes_per_sequence
-from moesim.sim.serving.cluster import Cluster, RouterKind, Transfer
+from moesim.memory.count import Serving, kv_bytes_per_sequence, stage_layers
+from moesim.sim.serving.cluster import Cluster, Replica, RouterKind, Transfer
 from moesim.sim.serving.cost import PassCost
 from moesim.sim.serving.engine import Engine, Overheads
 from moesim.sim.serving.kv import BlockPool
 from moesim.sim.serving.metrics import Recorder
+from moesim.sim.serving.pipeline import Pipeline, Stages
 from moesim.sim.serving.policies import POLICIES
 from moesim.sim.serving.rank import Limits, Rank, Speculation
 from moesim.specs.catalog import load_hardware
@@ -26,11 +29,13 @@ from moesim.specs.model import ModelSpec
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.scenario import SystemKind
 from moesim.specs.serving import ServeScenarioSpec
-from moesim.study.calibrated import calibration_for
+from moesim.study.calibrated import basis_of, calibration_for
 from moesim.study.instance import Instance, build_instance
 from moesim.study.operator_tables import find_tables, read_tables
 from moesim.study.resolve import resolve_model
-from moesim.study.serve_cost import CostLimits, analytic_cost, table_cost
+from moesim.study.serve_cost import CostLimits, analytic_cost, send_seconds, table_cost
+from moesim.study.serve_host import HostedCost, hosted_cost, hosted_overheads
+from moesim.study.uncertainty import Basis, Exposure, exposure_of
 
 __all__ = ["FITTED_OVERHEADS", "Deployment", "Pool", "build_deployment"]
 
@@ -39,18 +44,30 @@ __all__ = ["FITTED_OVERHEADS", "Deployment", "Pool", "build_deployment"]
 FITTED_OVERHEADS = Overheads(
     pass_s=0.9e-3, host_s=1.5e-3, prefill_s=0.0, sequence_s=0.0, request_s=1.2e-3, first_pass_s=0.08
 )
+#: Half-width of the 90% interval of times from layer tables: TTFT, TPOT and end-to-end of two logs were within 5% (docs/serving.md),
+#: other models and hosts may be farther off (assumption).
+LAYERS_WIDTH = 0.1
+#: Context of the pass whose exposure stands for all.
+TYPICAL_CONTEXT = 2048
 #: Contexts that lookups reach where the model names no limit.
 LONGEST_CONTEXT = 131072
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Engines alike: how many, their split, cost and KV blocks per attention-DP rank."""
+    """Replicas alike: how many, their split, cost, KV blocks per attention-DP rank; with stages, seconds of a send by tokens."""
 
     n: int
     parallel: ParallelSpec
-    cost: PassCost
+    cost: PassCost | HostedCost
     kv_blocks: int
+    send_s: NDArray[np.float64] | None = None
+    instance: Instance | None = None
+
+    @property
+    def n_engines(self) -> int:
+        """Engines that schedule passes: one per pipeline stage of a replica."""
+        return self.n * self.parallel.pp_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +92,28 @@ class Deployment:
         return sum(pool.n * pool.parallel.n_ranks for pool in pools)
 
     @property
+    def stack(self) -> StackParams | None:
+        """Fitted parameters of the serving stack, None without."""
+        instance = self.main.instance
+        return None if instance is None else stack_of(instance.cost.calibration)
+
+    @property
+    def basis(self) -> Basis:
+        """What stands behind its times; layer tables are kernels of the very stack."""
+        if self.scenario.operator_tables is not None:
+            return Basis.KERNELS
+        instance = (self.decode or self.main).instance
+        return Basis.ASSUMPTION if instance is None else basis_of(instance.cost.calibration)
+
+    def exposure(self, batch: float) -> Exposure:
+        """How a decode pass of `batch` sequences is exposed to errors."""
+        pool = self.decode or self.main
+        if self.scenario.operator_tables is not None or pool.instance is None:
+            return Exposure(kernels=LAYERS_WIDTH)
+        context = float(min(self.limits.max_model_len or TYPICAL_CONTEXT, TYPICAL_CONTEXT))
+        return exposure_of(pool.instance.analytic(pool.instance.decode_pass(batch, context)).estimate)
+
+    @property
     def label(self) -> str:
         """Short text such as ``2 x TP2`` or ``prefill 1 x TP2, decode 3 x TP1``."""
         main = f"{self.main.n} x {self.main.parallel.label}"
@@ -90,27 +129,45 @@ class Deployment:
         finish = cluster.prefilled if self.decode is not None else cluster.finished
         for i in range(self.main.n):
             cluster.engines.append(
-                self._engine(cluster, self.main, recorder, finish(i), rng, jump, hand_over=self.decode is not None)
+                self._replica(cluster, self.main, recorder, finish(i), rng, jump, hand_over=self.decode is not None)
             )
         if self.decode is not None:
             for i in range(self.decode.n):
-                cluster.decoders.append(self._engine(cluster, self.decode, recorder, cluster.finished(i), rng, jump))
+                cluster.decoders.append(self._replica(cluster, self.decode, recorder, cluster.finished(i), rng, jump))
             cluster.transfer, cluster.link_free_s = self.transfer, [0.0] * self.main.n
         return cluster
 
-    def _engine(
+    def _replica(
         self, cluster: Cluster, pool: Pool, recorder: Recorder, done: Callable[..., None], rng: np.random.Generator,
         jump: bool, *, hand_over: bool = False,
+    ) -> Replica:  # fmt: skip
+        """An engine, or one per pipeline stage that share the stages, the sequences and the KV blocks."""
+        n = pool.parallel.pp_size
+        if n == 1 or pool.send_s is None:
+            return self._engine(cluster, pool, recorder, done, rng, jump, hand_over=hand_over)
+        n_layers = len(self.model.layers)
+        shares = tuple(len(stage) / n_layers for stage in stage_layers(n_layers, n))
+        stages = Stages(shares, pool.send_s, self.overheads.host_s)
+        part = replace(pool, kv_blocks=pool.kv_blocks // n)
+        return Pipeline([
+            self._engine(cluster, part, recorder, done, rng, jump, hand_over=hand_over, stages=stages) for _ in range(n)
+        ])  # fmt: skip
+
+    def _engine(
+        self, cluster: Cluster, pool: Pool, recorder: Recorder, done: Callable[..., None], rng: np.random.Generator,
+        jump: bool, *, hand_over: bool = False, stages: Stages | None = None,
     ) -> Engine:  # fmt: skip
         s = self.scenario.serving
         spec = s.speculation
         speculation = Speculation(spec.n_draft_tokens, spec.acceptance_frac) if spec is not None else None
+        n_lanes = 1 if stages is None else pool.parallel.pp_size
+        limits = replace(self.limits, max_num_seqs=-(-self.limits.max_num_seqs // n_lanes))
         ranks = [
-            Rank(BlockPool(pool.kv_blocks, s.scheduler.block_size, caching=s.scheduler.prefix_caching), self.limits, speculation,
+            Rank(BlockPool(pool.kv_blocks, s.scheduler.block_size, caching=s.scheduler.prefix_caching), limits, speculation,
                  rng.spawn(1)[0])
             for _ in range(pool.parallel.dp_size)
         ]  # fmt: skip
-        policy = POLICIES[s.scheduler.policy.value](overlapped=s.scheduler.asynchronous)
+        policy = POLICIES[s.scheduler.policy.value](overlapped=s.scheduler.asynchronous and stages is None)
         return Engine(
             cluster.env,
             ranks,
@@ -121,6 +178,7 @@ class Deployment:
             jump=jump,
             hand_over=hand_over,
             on_finished=done,
+            stages=stages,
         )
 
 
@@ -167,8 +225,7 @@ def _overheads_of(calibration: CalibratedOps | None) -> Overheads:
     """A fitted stack's own host times, else those fitted on vLLM."""
     if not isinstance(calibration, StackedCalibration):
         return FITTED_OVERHEADS
-    s = calibration.stack
-    return replace(FITTED_OVERHEADS, pass_s=s.step_s, prefill_s=s.prompt_pass_s, request_s=s.request_s)
+    return hosted_overheads(FITTED_OVERHEADS, calibration.stack, 0.0, 0.0)
 
 
 def _check(scenario: ServeScenarioSpec, model: ModelSpec) -> None:
@@ -182,9 +239,12 @@ def _check(scenario: ServeScenarioSpec, model: ModelSpec) -> None:
         )
     split = scenario.serving.disaggregation
     for parallel in (scenario.system.parallel, *((split.prefill_parallel, split.decode_parallel) if split else ())):
-        if parallel is not None and (parallel.pp_size > 1 or parallel.cp_size > 1):
+        if parallel is not None and parallel.cp_size > 1:
             raise InputError("is not modelled by serve", field="system.parallel", value=parallel.label,
-                             allowed="tp_size, dp_size, ep_size")  # fmt: skip
+                             allowed="tp_size, dp_size, ep_size, pp_size")  # fmt: skip
+        if parallel is not None and parallel.pp_size > 1 and scenario.operator_tables is not None:
+            raise InputError("has no sends between pipeline stages", field="operator_tables", value=parallel.label,
+                             hint="leave operator_tables out, or use pp_size 1")  # fmt: skip
 
 
 class _Builder:
@@ -194,7 +254,7 @@ class _Builder:
         self, scenario: ServeScenarioSpec, hardware: Hardware, model: ModelSpec, limits: Limits, seed: int
     ) -> None:
         self.scenario, self.hardware, self.model, self.limits, self.seed = scenario, hardware, model, limits, seed
-        self.made: dict[ParallelSpec, tuple[PassCost, int]] = {}
+        self.made: dict[ParallelSpec, tuple[PassCost | HostedCost, int, NDArray[np.float64] | None, Instance]] = {}
         self.source = ""
         self.calibration: CalibratedOps | None = None
         self.routing: str | None = None
@@ -208,7 +268,8 @@ class _Builder:
             )  # fmt: skip
         if parallel not in self.made:
             instance = self._instance(parallel)
-            self.made[parallel] = (self._cost(instance), self._kv_blocks(parallel))
+            send_s = send_seconds(instance, self._most_tokens()) if parallel.pp_size > 1 else None
+            self.made[parallel] = (self._cost(instance), self._kv_blocks(parallel), send_s, instance)
         return Pool(n, parallel, *self.made[parallel])
 
     def _instance(self, parallel: ParallelSpec) -> Instance:
@@ -216,7 +277,8 @@ class _Builder:
         used = self.hardware.with_n_devices(parallel.n_ranks)
         calibration = None
         if self.scenario.operator_tables is None:
-            calibration = calibration_for(self.scenario.calibration, self.hardware.device.name)
+            prefer = self.scenario.serving.scheduler.policy.value
+            calibration = calibration_for(self.scenario.calibration, self.hardware.device.name, prefer)
         self.calibration = calibration
         instance = build_instance(
             self.model, parallel, self.hardware, spec.routing, cost=CostModel.of(used, calibration), overlap=spec.overlap,
@@ -227,7 +289,7 @@ class _Builder:
         self.source = calibration.name if calibration is not None else "default efficiencies (assumption)"
         return instance
 
-    def _cost(self, instance: Instance) -> PassCost:
+    def _cost(self, instance: Instance) -> PassCost | HostedCost:
         serving, scheduler = self.scenario.serving, self.scenario.serving.scheduler
         spec = serving.speculation
         limits = CostLimits(
@@ -237,7 +299,7 @@ class _Builder:
             seed=self.seed,
         )  # fmt: skip
         if self.scenario.operator_tables is None:
-            return analytic_cost(instance, limits)
+            return hosted_cost(analytic_cost(instance, limits), instance)
         names = tuple(n for n in (self.model.hf_id, self.model.name, self.scenario.system.model) if n)
         tables = read_tables(find_tables(self.scenario.operator_tables, names, instance.parallel.tp_size))
         link = link_of(self.hardware)
@@ -246,12 +308,20 @@ class _Builder:
         self.source = tables.source + (f"; links: {link.source}" if instance.parallel.n_ranks > 1 else "")
         return table_cost(tables, self.model, instance.parallel, link, instance.routed, limits)
 
+    def _most_tokens(self) -> int:
+        """Tokens of a rank's largest pass."""
+        scheduler, spec = self.scenario.serving.scheduler, self.scenario.serving.speculation
+        return max(
+            scheduler.max_num_batched_tokens, scheduler.max_num_seqs * (1 + (spec.n_draft_tokens if spec else 0))
+        )
+
     def _kv_blocks(self, parallel: ParallelSpec) -> int:
         serving, scheduler = self.scenario.serving, self.scenario.serving.scheduler
         if scheduler.kv_blocks is not None:
             return scheduler.kv_blocks
         context = float(min(self.limits.max_model_len or 8192, 8192))
-        per_token = kv_bytes_per_sequence(self.model, parallel, context) / context
+        stages = stage_layers(len(self.model.layers), parallel.pp_size)
+        per_token = max(kv_bytes_per_sequence(self.model, parallel, context, stage) for stage in stages) / context
         capacity = self.hardware.device.memory_bytes * scheduler.memory_frac
         report = check_memory(
             self.model,

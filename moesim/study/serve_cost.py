@@ -24,7 +24,7 @@ from moesim.specs.model import DenseFfn, ModelSpec
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.instance import Instance
 
-__all__ = ["CostLimits", "analytic_cost", "table_cost"]
+__all__ = ["CostLimits", "analytic_cost", "send_seconds", "table_cost"]
 
 Floats = NDArray[np.float64]
 ONCE = ("embedding", "final_layernorm")
@@ -157,6 +157,15 @@ def analytic_cost(instance: Instance, limits: CostLimits) -> PassCost:
         n_attention_layers=1, padded=pad_sizes(limits.graph_tokens, n_tokens), draws=decode_draws, mixed_draws=mixed_draws,
         draft_s=draft_s, tokens_per_decode=limits.tokens_per_decode,
     )  # fmt: skip
+
+
+def send_seconds(instance: Instance, n_tokens: int) -> Floats:
+    """Seconds of a send to the next pipeline stage, by tokens of a rank from 0 to `n_tokens`."""
+    t = _axis(1, n_tokens)
+    dp = np.full(len(t), float(instance.parallel.dp_size))
+    program = instance.program(Pass(Phase.PREFILL, _grid(dp), _grid(t), _grid(np.zeros(len(t)))))
+    seconds = sum(_per_point(instance.cost.cost(op).time_s, len(t)) for op in program.stage_sends)
+    return np.interp(np.arange(n_tokens + 1), t, np.asarray(seconds))
 
 
 class _Parts:

@@ -1,6 +1,8 @@
 import json
 import shlex
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from moesim.specs.catalog import load_model
@@ -8,6 +10,7 @@ from moesim.specs.dtypes import Dtype
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.plan import Bottleneck, Confirmation, PlanSpec, PoolPlan, plan
 from moesim.study.plan.confirm import confirm, ranking_sentence
+from moesim.study.plan.explain import explain
 from moesim.study.plan.files import write_plan
 from moesim.study.plan.flags import sglang_flags, vllm_flags
 from moesim.study.plan.search import best_of, search
@@ -85,7 +88,7 @@ def small():
 
 
 def test_simulation_agrees_with_the_closed_form_about_single_instances(small):
-    points = [p for p in best_of(small, 6, flat=True) if p.mode == "in place"][:2]
+    points = [p for p in best_of(small, 12) if p.mode == "in place" and p.main.parallel.pp_size == 1][:2]
     found = confirm(small.ground, points)
     assert sorted(c.rank_simulated for c in found) == [1, 2]
     for c in found:
@@ -96,14 +99,27 @@ def test_simulation_agrees_with_the_closed_form_about_single_instances(small):
         assert 0 <= c.good_frac <= 1
 
 
-def test_pipelines_are_not_simulated_and_say_so(small):
+def test_pipelines_are_simulated_and_agree_with_the_closed_form(small):
     deep = next(i for i, s in enumerate(small.ground.splits) if s.parallel.pp_size == 2)
-    i = int((small.options.split == deep).argmax())
-    from moesim.study.plan.explain import explain
-
+    i = int(np.flatnonzero(small.options.split == deep)[-1])  # the largest batch
     (c,) = confirm(small.ground, [explain(small.ground, small.deployment(i))])
-    assert c.rank_simulated is None
-    assert "pipeline" in c.note
+    assert c.rank_simulated == 1
+    assert 0.85 < c.throughput_ratio < 1.15
+    assert 0.85 < c.tpot_ratio < 1.2
+
+
+def test_with_a_rate_requests_arrive_by_themselves(small):
+    """Under Poisson arrivals at half its capacity a deployment meets its goals, and at three times it does not."""
+    spec = small.ground.spec
+    point = best_of(small, 1)[0]
+    for factor, is_met in ((0.5, True), (3.0, False)):
+        asked = replace(small.ground, spec=spec.model_copy(update={"rate_per_s": factor * point.requests_per_s}))
+        (c,) = confirm(asked, [point])
+        assert "requests/s on" in c.load
+        assert c.meets_goals is is_met
+        assert (c.note is None) is is_met
+        if is_met:
+            assert c.throughput_ratio == pytest.approx(1.0, abs=0.15)
 
 
 def ranked(split, closed, simulated, rate):

@@ -164,7 +164,7 @@ def test_a_settled_queue_is_stable():
         ({}, {"system": {"name": "s", "kind": "moe", "model": "qwen3-0.6b"}}, "is dense"),
         (
             {},
-            {"system": {"name": "s", "kind": "dense", "model": "qwen3-0.6b", "parallel": {"pp_size": 2}}},
+            {"system": {"name": "s", "kind": "dense", "model": "qwen3-0.6b", "parallel": {"cp_size": 2}}},
             "not modelled",
         ),
         ({}, {"operator_tables": "/nowhere"}, "no such folder"),

@@ -5,16 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import simpy
 
 from moesim.errors import ConservationError, InputError
-from moesim.sim.serving.engine import Engine
 from moesim.sim.serving.metrics import Recorder
+from moesim.sim.serving.policies import Policy
+from moesim.sim.serving.rank import Rank
 from moesim.sim.serving.requests import Outcome, Request, Sequence
 
-__all__ = ["Cluster", "RouterKind", "Transfer"]
+__all__ = ["Cluster", "Replica", "RouterKind", "Transfer"]
+
+
+class Replica(Protocol):
+    """What serves a share of the requests: an engine, or a pipeline of several."""
+
+    @property
+    def ranks(self) -> list[Rank]:
+        """Ranks with their KV blocks."""
+        ...
+
+    @property
+    def policy(self) -> Policy:
+        """Who runs in a pass."""
+        ...
+
+    @property
+    def hand_over(self) -> bool:
+        """Whether prompts go elsewhere to decode."""
+        ...
+
+    @property
+    def n_unfinished(self) -> int:
+        """Requests here that are not done."""
+        ...
+
+    def submit(self, seq: Sequence, ready_s: float, rank: int | None = None) -> None:
+        """A request reaches it."""
+        ...
 
 
 class RouterKind(StrEnum):
@@ -49,8 +78,8 @@ class Cluster:
     ) -> None:  # fmt: skip
         self.env = simpy.Environment()
         self.recorder, self.router, self.request_s, self.max_model_len = recorder, router, request_s, max_model_len
-        self.engines: list[Engine] = []
-        self.decoders: list[Engine] = []
+        self.engines: list[Replica] = []
+        self.decoders: list[Replica] = []
         self.transfer: Transfer | None = None
         self.link_free_s: list[float] = []
         self.alive: dict[int, tuple[Sequence, int]] = {}
@@ -130,7 +159,7 @@ class Cluster:
                 return Outcome.REJECTED_KV
         return None
 
-    def _route(self, engines: list[Engine]) -> int:
+    def _route(self, engines: list[Replica]) -> int:
         if len(engines) == 1:
             return 0
         if self.router is RouterKind.LEAST_LOADED:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import simpy
@@ -46,6 +46,14 @@ class Overheads:
     first_pass_s: float = 0.0
 
 
+class SharedStages(Protocol):
+    """Pipeline stages that passes of several engines go through."""
+
+    def run(self, ready_s: float, seconds: float, tokens: int) -> tuple[float, float]:
+        """Start and end of a pass of `seconds` with `tokens` on its fullest rank."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Batch:
     """Passes under way: one, or a run of equal decodes whose end is still open. `end_s` is when the last of them ends."""
@@ -72,8 +80,11 @@ class Engine:
     def __init__(
         self, env: simpy.Environment, ranks: list[Rank], policy: Policy, cost: StepCost, overheads: Overheads,
         recorder: Recorder, *, jump: bool = True, hand_over: bool = False, name: str = "engine",
-        on_finished: Callable[[Sequence, float], None] = lambda seq, now: None,
+        on_finished: Callable[[Sequence, float], None] = lambda seq, now: None, stages: SharedStages | None = None,
     ) -> None:  # fmt: skip
+        # passes of other engines come between those of one that shares its stages: no run of them can be planned alone
+        jump = jump and stages is None
+        self.stages = stages
         self.env, self.ranks, self.policy, self.cost, self.overheads = env, ranks, policy, cost, overheads
         self.recorder, self.max_jump, self.hand_over, self.name = recorder, MAX_JUMP if jump else 1, hand_over, name
         self.on_finished = on_finished
@@ -216,9 +227,8 @@ class Engine:
         seconds = self._padded_s(self._pass_s(works), works)
         if self.n_passes == 0:
             seconds += self.overheads.first_pass_s
-        start_s = self._start_s()
+        start_s, end_s = self._span(float(seconds), works)
         n_decode, n_prefill = sum(w.n_decode for w in works), sum(w.n_prefill_tokens for w in works)
-        end_s = start_s + float(seconds)
         batch = Batch(NO_ENDS, end_s, start_s, self.last_end_s, n_decode, self.n_passes, firsts, finishers)
         running, held = self._state()
         previous_s = max(self.last_end_s, self.now)
@@ -292,6 +302,8 @@ class Engine:
         o = self.overheads
         n = sum(work.n_decode + len(work.chunks) for work in works)
         host_s = o.host_s + o.sequence_s * n
+        if self.stages is not None:
+            return seconds + (o.pass_s + o.sequence_s * n)
         if self.policy.depth == 1:
             return seconds + (host_s + o.pass_s)
         return np.maximum(seconds, o.host_s) + (o.pass_s + o.sequence_s * n)
@@ -301,6 +313,14 @@ class Engine:
         if self.policy.depth == 1:
             return self.now
         return max(self.last_end_s, self.now + self.overheads.host_s)
+
+    def _span(self, seconds: float, works: list[RankWork]) -> tuple[float, float]:
+        """Start and end of the next pass."""
+        if self.stages is None:
+            start_s = self._start_s()
+            return start_s, start_s + seconds
+        per_decode = self.ranks[0].tokens_per_decode
+        return self.stages.run(self.now, seconds, max(w.n_decode * per_decode + w.n_prefill_tokens for w in works))
 
     def _settle(self, run: Batch, n_steps: int, now: float) -> None:
         """Fix how many passes of a run take place."""

@@ -1,4 +1,7 @@
-"""The best few in the serving simulation: the same deployment under requests that queue, batch and finish one by one."""
+"""The best few in the serving simulation: the same deployment under requests that queue, batch and finish one by one.
+
+Requests come at the asked rate where there is one, else in a closed loop at the planned concurrency.
+"""
 
 from __future__ import annotations
 
@@ -59,22 +62,28 @@ def ranking_sentence(found: Sequence[Confirmation]) -> str | None:
 
 
 def _one(ground: Ground, point: PlanPoint, rank: int) -> Confirmation:
-    scenario, load, n, note = _scenario(ground, point)
-    if scenario is None:
-        return _empty(point, rank, note or "")
+    load = _load(ground, point)
     try:
+        scenario = _scenario(ground, point, load)
         ran = _simulate(ground, scenario)
     except InputError as error:
         return _empty(point, rank, f"not simulated: {error}")
     spec, ttft, tpot = ground.spec, ran.ttft_s, ran.tpot_s
     tokens = ran.output_tokens_per_s_per_device
     meets = None if ttft is None or tpot is None else ttft <= (spec.ttft_s or ttft) and tpot <= (spec.tpot_s or tpot)
+    if meets and not ran.is_stable:
+        meets = False
+    closed = (
+        spec.rate_per_s * spec.output_tokens / point.n_devices
+        if spec.rate_per_s
+        else point.output_tokens_per_s_per_device
+    )
     return Confirmation(
-        split=point.label, load=load, ttft_s=ttft, tpot_s=tpot, output_tokens_per_s_per_device=tokens,
+        split=point.label, load=load.words, ttft_s=ttft, tpot_s=tpot, output_tokens_per_s_per_device=tokens,
         ttft_ratio=ttft / point.ttft_s if ttft else None, tpot_ratio=tpot / point.tpot_s if tpot else None,
-        throughput_ratio=tokens / point.output_tokens_per_s_per_device if tokens else None,
-        meets_goals=meets, good_frac=ran.good_frac,
-        rank_closed_form=rank, rank_simulated=None, n_requests=n, note=note,
+        throughput_ratio=tokens / closed if tokens else None, meets_goals=meets, good_frac=ran.good_frac,
+        rank_closed_form=rank, rank_simulated=None, n_requests=load.n_requests,
+        note=None if ran.is_stable else "requests come faster than it serves them: queues grow without end",
     )  # fmt: skip
 
 
@@ -84,11 +93,22 @@ class _Ran:
     tpot_s: float | None = None
     output_tokens_per_s_per_device: float | None = None
     good_frac: float | None = None
+    is_stable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """Requests to one unit of a deployment: arrivals, how many are in flight, and how that reads."""
+
+    arrivals: dict[str, Any]
+    in_flight: int
+    n_requests: int
+    words: str
 
 
 def _simulate(ground: Ground, scenario: ServeScenarioSpec) -> _Ran:
-    """Means after the warm-up; the rate by Little's law (requests over time would count the run-down at the end)."""
-    from moesim.sim.serving.summary import Goals, good_requests, kept_rows  # brings simpy
+    """Means after the warm-up; in a closed loop the rate by Little's law (requests over time would count the run-down)."""
+    from moesim.sim.serving.summary import Goals, good_requests, kept_rows, stability  # brings simpy
     from moesim.study.plan.expected_draws import without_draws
     from moesim.study.serve import simulate_requests
     from moesim.study.serve_build import build_deployment
@@ -102,10 +122,15 @@ def _simulate(ground: Ground, scenario: ServeScenarioSpec) -> _Ran:
     times = {name: np.asarray(values)[keep] for name, values in recorder.times.items()}
     output = float(np.asarray(recorder.counts["output_tokens"])[keep].mean())
     slo = scenario.serving.slo
-    tokens_per_s = (arrivals.concurrency or 1) * output / float(times["e2e_s"].mean())
+    if arrivals.concurrency is not None:
+        tokens_per_s, is_stable = arrivals.concurrency * output / float(times["e2e_s"].mean()), True
+    else:
+        finished = np.sort(times["finish_s"])
+        tokens_per_s = (len(finished) - 1) * output / max(float(finished[-1] - finished[0]), 1e-9)
+        is_stable = stability(recorder).is_stable
     return _Ran(
         float(times["ttft_s"].mean()), float(np.nanmean(times["tpot_s"])), tokens_per_s / deployment.n_devices,
-        float(good_requests(times, Goals(slo.ttft_s, slo.tpot_s, slo.e2e_s)).mean()),
+        float(good_requests(times, Goals(slo.ttft_s, slo.tpot_s, slo.e2e_s)).mean()), is_stable,
     )  # fmt: skip
 
 
@@ -117,29 +142,41 @@ def _empty(point: PlanPoint, rank: int, note: str) -> Confirmation:
     )  # fmt: skip
 
 
-def _scenario(ground: Ground, point: PlanPoint) -> tuple[ServeScenarioSpec | None, str, int, str | None]:
-    """One unit of the deployment in a closed loop at its planned concurrency, and how that reads.
+def _load(ground: Ground, point: PlanPoint) -> _Load:
+    """Requests to one unit of the deployment, of which `point.n_units` share the whole load.
 
-    A closed loop keeps the batch that the closed form assumes, so what differs is queueing, chunking and the scheduler.
+    Without a rate a closed loop keeps the batch that the closed form assumes, so what differs is queueing, chunking and the
+    scheduler. With one, requests arrive as a Poisson process, at the unit's share.
     """
-    spec, main = ground.spec, point.main
-    if any(pool.parallel.pp_size > 1 for pool in point.pools):
-        return None, "", 0, "not simulated: the serving simulation has no pipeline stages"
-    pools = [_unit(pool, point) for pool in point.pools]
-    in_flight = main.batch * pools[-1]
+    spec, pools = ground.spec, [_unit(pool, point) for pool in point.pools]
+    n_devices = sum(pool.parallel.n_ranks * k for pool, k in zip(point.pools, pools, strict=True))
+    if spec.rate_per_s is not None:
+        rate = spec.rate_per_s * (pools[-1] / point.main.n_instances)
+        in_flight = max(1, round(rate * (point.ttft_s + spec.output_tokens * point.tpot_s)))
+        n = min(MOST_REQUESTS, max(2 * LEAST_REQUESTS, 6 * in_flight))
+        words = f"{rate:.3g} requests/s on {n_devices} devices"
+        return _Load({"kind": "poisson", "n_requests": n, "rate_per_s": rate}, in_flight, n, words)
+    in_flight = point.main.batch * pools[-1]
     if len(pools) > 1:
         # requests that are still prefilled or on their way are in flight too
-        in_flight += max(1, round(point.requests_per_s * pools[-1] / main.n_instances * point.ttft_s))
+        in_flight += max(1, round(point.requests_per_s * pools[-1] / point.main.n_instances * point.ttft_s))
     n = min(MOST_REQUESTS, max(LEAST_REQUESTS, 4 * in_flight))
+    arrivals = {"kind": "closed_loop", "n_requests": n, "concurrency": in_flight}
+    return _Load(arrivals, in_flight, n, f"closed loop, {in_flight} in flight on {n_devices} devices")
+
+
+def _scenario(ground: Ground, point: PlanPoint, load: _Load) -> ServeScenarioSpec:
+    """One unit of the deployment under its load."""
+    spec, main = ground.spec, point.main
+    pools = [_unit(pool, point) for pool in point.pools]
     longest = 2 * (spec.input_tokens + spec.output_tokens)
     longest = min(longest, ground.model.max_position_embeddings or longest)
     serving: dict[str, Any] = {
-        "arrivals": {"kind": "closed_loop", "n_requests": n, "concurrency": in_flight},
-        "input": _lengths(spec.input_tokens), "output": _lengths(spec.output_tokens),
+        "arrivals": load.arrivals, "input": _lengths(spec.input_tokens), "output": _lengths(spec.output_tokens),
         "scheduler": {"max_num_seqs": main.per_rank, "max_num_batched_tokens": max(spec.max_pass_tokens, main.per_rank),
                       "memory_frac": 1.0, "prefix_caching": False, "max_model_len": longest},
-        "slo": {"ttft_s": spec.ttft_s, "tpot_s": spec.tpot_s},
-        "warmup_requests": n // 2,
+        "slo": {"ttft_s": spec.ttft_s, "tpot_s": spec.tpot_s}, "replicas": pools[-1] if len(pools) == 1 else 1,
+        "warmup_requests": load.n_requests // 2 if spec.rate_per_s is None else load.n_requests // 4,
     }  # fmt: skip
     if len(pools) > 1:
         serving["disaggregation"] = {
@@ -152,11 +189,10 @@ def _scenario(ground: Ground, point: PlanPoint) -> tuple[ServeScenarioSpec | Non
         "weight_dtype": spec.weight_dtype, "kv_dtype": spec.kv_dtype,
     }  # fmt: skip
     n_devices = sum(pool.parallel.n_ranks * k for pool, k in zip(point.pools, pools, strict=True))
-    scenario = ServeScenarioSpec.model_validate({
+    return ServeScenarioSpec.model_validate({
         "title": "plan", "hardware": ground.name, "n_devices": n_devices, "calibration": spec.calibration,
         "system": system, "serving": serving, "seed": spec.seed,
     })  # fmt: skip
-    return scenario, f"closed loop, {in_flight} in flight on {n_devices} devices", n, None
 
 
 def _unit(pool: PoolPlan, point: PlanPoint) -> int:

@@ -1,8 +1,8 @@
 """Times of a split over a whole grid of batches, with one evaluation of the cost model per phase.
 
 Letters: k sequences per attention-DP rank and pipeline turn, I input and O output tokens, P pipeline stages. A pass of P stages
-takes the time of all layers on one stage's ranks plus P - 1 sends, so every pipeline depth shares one evaluation. Where stages
-take turns, the one with most layers sets the pace.
+takes the time of all layers on one stage's ranks plus P - 1 sends, so every pipeline depth shares one evaluation. P passes are
+under way at once: the stage with most layers sets the pace, or the way of one pass through all stages and the host.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from moesim.analytic import step_time
 from moesim.cost import CostModel
 from moesim.lowering import Pass
-from moesim.ops import Num, OpKind, Phase, Program
+from moesim.ops import Num, OpKind, Phase, Program, maximum
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.instance import Instance
 from moesim.study.plan.formulas import PrefillTimes
 from moesim.study.plan.spec import PlanSpec
 from moesim.study.serve_build import FITTED_OVERHEADS as HOST
 
-__all__ = ["Curve", "batch_grid", "measure_curve", "prefill_steps", "uneven_stages"]
+__all__ = ["Curve", "batch_grid", "measure_curve", "prefill_steps", "turn_s", "uneven_stages"]
 
 Floats = NDArray[np.float64]
 
@@ -47,15 +47,18 @@ class Curve:
     chunk_tokens: int
 
     def decode(self, pp_size: int) -> Floats:
-        """Seconds between a sequence's tokens, by `per_rank`: P turns of the longest stage."""
-        return self.decode_s * uneven_stages(self.n_layers, pp_size) + self.decode_send_s * (pp_size - 1)
+        """Seconds between a sequence's tokens, by `per_rank`."""
+        return np.asarray(turn_s(self.decode_s, self.decode_send_s * (pp_size - 1), self.n_layers, pp_size))
 
     def prefill(self, pp_size: int) -> PrefillTimes:
         """Seconds of prefill through all stages."""
-        alone, together, full = (
-            t + send * (pp_size - 1) for t, send in zip(self.prefill_s, self.prefill_send_s, strict=True)
+        host_s = HOST.host_s * self.n_chunks if pp_size > 1 else 0.0
+        alone, together = (
+            t + send * (pp_size - 1) + host_s
+            for t, send in zip(self.prefill_s[:2], self.prefill_send_s[:2], strict=True)
         )
-        share = full * uneven_stages(self.n_layers, pp_size) / (self.n_per_pass * self.stage.dp_size * pp_size)
+        full = turn_s(self.prefill_s[2], self.prefill_send_s[2] * (pp_size - 1), self.n_layers, pp_size, self.n_chunks)
+        share = float(full) / (self.n_per_pass * self.stage.dp_size * pp_size)
         return PrefillTimes(
             alone, together, share, self.stage.dp_size, pp_size, self.n_chunks, self.n_per_pass, self.chunk_tokens
         )
@@ -68,6 +71,17 @@ def uneven_stages(n_layers: int, pp_size: int) -> float:
     1.2
     """
     return -(-n_layers // pp_size) * pp_size / n_layers
+
+
+def turn_s(pass_s: Num, sends_s: Num, n_layers: int, pp_size: int, n_passes: int = 1) -> Num:
+    """Seconds from one pass of a lane to its next: max(P t_longest, sum t + sends + host); of `n_passes` of them together.
+
+    Source: the recursion of stages that take passes in turn, as the serving simulation does (`moesim.sim.serving.pipeline`).
+    """
+    if pp_size == 1:
+        return pass_s
+    turn: Num = maximum(pass_s * uneven_stages(n_layers, pp_size), pass_s + sends_s + HOST.host_s * n_passes)
+    return turn
 
 
 def batch_grid(most: int) -> Floats:

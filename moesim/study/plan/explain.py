@@ -11,7 +11,7 @@ from moesim.cost import usd_per_million_tokens
 from moesim.ops import OpKind
 from moesim.specs.base import weakest
 from moesim.specs.parallel import ParallelSpec
-from moesim.study.plan.curves import prefill_steps, uneven_stages
+from moesim.study.plan.curves import prefill_steps, turn_s
 from moesim.study.plan.flags import sglang_flags, vllm_flags
 from moesim.study.plan.formulas import PrefillTimes, colocated, pool_ttft
 from moesim.study.plan.ground import Ground
@@ -54,7 +54,8 @@ def explain(ground: Ground, d: Deployment) -> PlanPoint:
     spec = ground.spec
     decode = ground.instance(d.parallel)
     step = decode.analytic(decode.decode_pass(d.batch, spec.workload.mean_context)).estimate
-    pass_s = (step.time_s + HOST.pass_s) * uneven_stages(len(ground.model.layers), d.parallel.pp_size)
+    sends_s = _sends(step)
+    pass_s = float(turn_s(step.time_s - sends_s + HOST.pass_s, sends_s, len(ground.model.layers), d.parallel.pp_size))
     prefill = _prefill(ground, d.prefill or d.parallel)
     transfer_s = 0.0
     if d.prefill is None:
@@ -114,11 +115,19 @@ def _prefill(ground: Ground, parallel: ParallelSpec) -> _Prefill:
         for steps in groups
     )
     seconds = [sum(e.time_s + HOST.pass_s + HOST.prefill_s for e in estimates) for estimates in (alone, together, full)]
-    uneven = uneven_stages(len(ground.model.layers), parallel.pp_size)
-    share = seconds[2] * uneven / (per_pass * parallel.dp_size * parallel.pp_size)
+    n_layers, sends_s = len(ground.model.layers), sum(_sends(e) for e in full)
+    turn = float(turn_s(seconds[2] - sends_s, sends_s, n_layers, parallel.pp_size, n_chunks))
+    share = turn / (per_pass * parallel.dp_size * parallel.pp_size)
+    if parallel.pp_size > 1:
+        seconds = [s + HOST.host_s * n_chunks for s in seconds]
     chunk = min(ground.spec.input_tokens, ground.spec.max_pass_tokens)
     times = PrefillTimes(seconds[0], seconds[1], share, parallel.dp_size, parallel.pp_size, n_chunks, per_pass, chunk)
     return _Prefill(alone[-1], times, full)
+
+
+def _sends(step: StepEstimate) -> float:
+    """Seconds of sends between pipeline stages."""
+    return sum(line.time_s for line in step.lines if line.kind is OpKind.SEND)
 
 
 def _attention(step: StepEstimate) -> float:

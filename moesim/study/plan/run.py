@@ -43,17 +43,17 @@ def plan(spec: PlanSpec, progress: Progress = lambda what, done: None) -> PlanRe
 def _on(spec: PlanSpec, name: str, progress: Progress) -> HardwarePlan:
     found = search(spec, name, progress)
     ground = found.ground
-    best = best_of(found, 1)
+    best, least = best_of(found, max(1, spec.n_confirm)), least_of(found, max(1, spec.n_confirm))
     front, n_front = shown_front(found)
-    flat = best_of(found, spec.n_confirm, flat=True) if spec.n_confirm else []
-    confirmations = confirm(ground, flat, progress)
+    shown = best if spec.rate_per_s is None else least
+    confirmations = confirm(ground, shown[: spec.n_confirm], progress)
     outcome = "ok" if best else "nothing meets the goals" if ground.splits else "out of memory"
     return HardwarePlan(
         hardware=ground.hardware.name, device=ground.hardware.device.name, n_devices=ground.hardware.n_devices,
         calibration=ground.calibration.name if ground.calibration else "default efficiencies (assumption)",
         price_usd_per_device_h=ground.hardware.price_usd_per_device_h, outcome=outcome, n_splits=len(ground.splits),
         n_too_large=len(found.too_large), n_options=len(found.options), n_front=n_front, best=best[0] if best else None,
-        least=least_of(found), front=tuple(front), near_misses=tuple(near_misses(found)),
+        least=least[0] if least else None, front=tuple(front), near_misses=tuple(near_misses(found)),
         confirmations=tuple(confirmations), ranking=ranking_sentence(confirmations),
     )  # fmt: skip
 

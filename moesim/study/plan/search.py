@@ -89,17 +89,13 @@ def _curves(ground: Ground, splits: list[Split], progress: Callable[[str, float]
     return curves
 
 
-def best_of(found: Found, n: int, *, flat: bool = False) -> list[PlanPoint]:
+def best_of(found: Found, n: int) -> list[PlanPoint]:
     """The `n` best deployments that meet the goals, by tokens per second and device, each filling the devices.
 
-    They differ in the split that decodes or in whether others prefill; `flat` leaves out pipeline stages.
+    They differ in the split that decodes or in whether others prefill.
     """
     o, spec = found.options, found.ground.spec
-    ok = o.meets(spec)
-    if flat and len(o):
-        deep = np.asarray([split.parallel.pp_size > 1 for split in found.ground.splits] + [False])
-        ok = ok & ~deep[o.split] & ~deep[o.prefill_split]
-    good = np.flatnonzero(ok)
+    good = np.flatnonzero(o.meets(spec))
     good = good[np.lexsort((o.n_devices[good], -o.per_device[good]))]
     seen: set[tuple[int, bool]] = set()
     points: list[PlanPoint] = []
@@ -117,21 +113,32 @@ def best_of(found: Found, n: int, *, flat: bool = False) -> list[PlanPoint]:
     return points[:n]
 
 
-def least_of(found: Found) -> PlanPoint | None:
-    """The fewest devices that serve `rate_per_s` within the goals and with headroom; of equals the one with most room."""
+def least_of(found: Found, n: int = 1) -> list[PlanPoint]:
+    """The `n` deployments of fewest devices that serve `rate_per_s` within the goals and with headroom, unlike splits.
+
+    Of equals the one with most room comes first.
+    """
     o, spec, n_most = found.options, found.ground.spec, found.ground.hardware.n_devices
     if spec.rate_per_s is None or not len(o):
-        return None
+        return []
     need = spec.rate_per_s / (1.0 - spec.headroom_frac) if spec.headroom_frac < 1 else math.inf
     units = np.ceil(need / o.requests_per_s - 1e-9)
     devices = units * o.n_devices
     good = np.flatnonzero(o.meets(spec) & (devices <= n_most))
     order = good[np.lexsort((-(o.requests_per_s * units)[good], o.prefill_split[good] != NONE, devices[good]))]
-    for i in order[:8].tolist():
+    points: list[PlanPoint] = []
+    seen: set[tuple[int, int]] = set()
+    for i in order[: 8 * n].tolist():
+        key = (int(o.split[i]), int(o.prefill_split[i]))
+        if key in seen:
+            continue
         point = _within_goals(found, found.deployment(i, int(units[i])))
         if point is not None and point.requests_per_s >= need * 0.999:
-            return point
-    return None
+            points.append(point)
+            seen.add(key)
+        if len(points) >= n:
+            break
+    return points
 
 
 def shown_front(found: Found) -> tuple[list[PlanPoint], int]:
