@@ -13,7 +13,17 @@ FITTED = [n for n in calibration_names() if n.split("/")[1] in ("vllm", "sglang"
 
 
 def test_the_promised_devices_and_stacks_are_there():
-    for device in ("h100_sxm", "h200_sxm", "b200_sxm", "b300_sxm", "gb200", "gb300", "a100_sxm", "l40s", "rtx_pro_6000"):
+    for device in (
+        "h100_sxm",
+        "h200_sxm",
+        "b200_sxm",
+        "b300_sxm",
+        "gb200",
+        "gb300",
+        "a100_sxm",
+        "l40s",
+        "rtx_pro_6000",
+    ):
         for stack in ("vllm", "sglang", "trtllm"):
             assert f"{device}/{stack}" in FITTED
 
