@@ -120,7 +120,10 @@ def _layer(
     ops: tuple[Op, ...] = ()
     attention, crossing, ffn = layer.attention, layer.cross_attention, layer.ffn
     if attention is not None:
-        ops += parts.of("attention", attention, lambda: lower_attention(ctx, attention))
+        # only what follows at once can take scattered tokens
+        scatters = isinstance(ffn, MoeFfn) and crossing is None and ctx.exchanges
+        name = "attention, scattered" if scatters else "attention"
+        ops += parts.of(name, attention, lambda: lower_attention(ctx, attention, scatters=scatters))
     if crossing is not None:
         ops += parts.of("cross_attention", crossing, lambda: _cross_attention(ctx, crossing))
     if isinstance(ffn, MoeFfn):

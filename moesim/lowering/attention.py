@@ -16,8 +16,12 @@ __all__ = ["lower_attention"]
 GROUP = "attention"
 
 
-def lower_attention(ctx: Context, attention: Attention) -> list[Op]:
-    """Operators of one attention block, norm before it included."""
+def lower_attention(ctx: Context, attention: Attention, *, scatters: bool = False) -> list[Op]:
+    """Operators of one attention block, norm before it included.
+
+    With `scatters` each tensor-parallel rank goes on with its share of the tokens (vLLM's sequence-parallel MoE, SGLang's
+    scattered mode): partial sums are reduced and scattered instead of reduced everywhere.
+    """
     ops = [elementwise(ctx, "attention_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0)]
     if isinstance(attention, GqaAttention):
         ops += _gqa(ctx, attention)
@@ -29,7 +33,10 @@ def lower_attention(ctx: Context, attention: Attention) -> list[Op]:
         ops += _linear(ctx, attention)
     if ctx.parallel.tp_size > 1:
         message = ctx.tokens * (ctx.hidden * ctx.activation_bytes)
-        ops.append(collective(ctx, "attention_all_reduce", OpKind.ALL_REDUCE, ctx.parallel.tp_size, message))
+        name, kind = "attention_all_reduce", OpKind.ALL_REDUCE
+        if scatters:
+            name, kind = "attention_reduce_scatter", OpKind.REDUCE_SCATTER
+        ops.append(collective(ctx, name, kind, ctx.parallel.tp_size, message))
     return ops
 
 

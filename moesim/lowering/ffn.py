@@ -36,14 +36,15 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
 
     With data-parallel attention and expert parallelism tokens travel (dispatch and combine); with tensor-parallel attention
     every rank has every token and the partial sums are reduced; with data-parallel attention and sliced experts tokens are
-    gathered and results scattered.
+    gathered and results scattered. Where tokens travel, tensor-parallel ranks have a share of their group's tokens each, from
+    before the norm until all are gathered at the end; shared experts are whole on each.
     """
     p, travels = ctx.parallel, ctx.exchanges
     gathers = p.dp_size * p.cp_size > 1 and p.ep_size == 1
     ops = [
-        elementwise(ctx, "ffn_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0),
+        elementwise(ctx, "ffn_norm", _own_tokens(ctx, travels), ctx.hidden, "norm", reads=2.0, writes=2.0),
         *_route(ctx, load, travels),
-        *_shared(ctx, ffn, "dispatch" if travels else None),
+        *_shared(ctx, ffn, travels),
     ]
     if travels:
         ops.append(exchange(ctx, "dispatch", OpKind.DISPATCH, load))
@@ -64,20 +65,19 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
     if not travels and not gathers:
         return ops + _tensor_reduce(ctx, "ffn_all_reduce")
     if p.tp_size > 1:
-        if travels and (ffn.shared_intermediate_size or ffn.dense_residual is not None):
-            ops.append(_gather(ctx, "shared_reduce_scatter", OpKind.REDUCE_SCATTER, p.tp_size))
         ops.append(_gather(ctx, "ffn_all_gather", OpKind.ALL_GATHER, p.tp_size))
     return ops
 
 
 def _mlp(
-    ctx: Context, name: str, width: Num, gated: bool, storage: Storage, group: str, under: str | None = None
-) -> list[Op]:
-    n_in = 2.0 if gated else 1.0
+    ctx: Context, name: str, width: Num, gated: bool, storage: Storage, group: str, under: str | None = None,
+    tokens: Num | None = None,
+) -> list[Op]:  # fmt: skip
+    n_in, t = 2.0 if gated else 1.0, ctx.tokens if tokens is None else tokens
     return [
-        gemm(ctx, f"{name}_up", ctx.tokens, width * n_in, ctx.hidden, storage, group, under=under),
-        elementwise(ctx, f"{name}_act", ctx.tokens, width, group, reads=n_in, under=under),
-        gemm(ctx, f"{name}_down", ctx.tokens, ctx.hidden, width, storage, group, under=under),
+        gemm(ctx, f"{name}_up", t, width * n_in, ctx.hidden, storage, group, under=under),
+        elementwise(ctx, f"{name}_act", t, width, group, reads=n_in, under=under),
+        gemm(ctx, f"{name}_down", t, ctx.hidden, width, storage, group, under=under),
     ]  # fmt: skip
 
 
@@ -207,20 +207,15 @@ def _gather(ctx: Context, name: str, kind: OpKind, n_ranks: int) -> Op:
     return collective(ctx, name, kind, n_ranks, message)
 
 
-def _shared(ctx: Context, ffn: MoeFfn, under: str | None) -> list[Op]:
-    tp, storage = ctx.parallel.tp_size, ctx.model.storage
+def _shared(ctx: Context, ffn: MoeFfn, travels: bool) -> list[Op]:
+    """Sliced like a dense block; where tokens travel, whole, and each rank computes its own tokens."""
+    tp, storage = 1.0 if travels else float(ctx.parallel.tp_size), ctx.model.storage
+    tokens, under = _own_tokens(ctx, travels), "dispatch" if travels else None
     ops: list[Op] = []
     if ffn.shared_intermediate_size:
-        ops += _mlp(
-            ctx,
-            "shared_experts",
-            ffn.shared_intermediate_size / tp,
-            ffn.gated,
-            storage.shared_experts,
-            "shared_experts",
-            under,
-        )
+        width, kept = ffn.shared_intermediate_size / tp, storage.shared_experts
+        ops += _mlp(ctx, "shared_experts", width, ffn.gated, kept, "shared_experts", under, tokens)
     if ffn.dense_residual is not None:
-        width = ffn.dense_residual.intermediate_size / tp
-        ops += _mlp(ctx, "dense_residual", width, ffn.dense_residual.gated, storage.dense_ffn, "shared_experts", under)
+        width, kept = ffn.dense_residual.intermediate_size / tp, storage.dense_ffn
+        ops += _mlp(ctx, "dense_residual", width, ffn.dense_residual.gated, kept, "shared_experts", under, tokens)
     return ops

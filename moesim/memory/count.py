@@ -163,12 +163,16 @@ def _layer_weights(model: ModelSpec, parallel: ParallelSpec, layer: LayerSpec) -
         experts = n_slots * ffn.expert_params(d) / parallel.etp_size
         return result + WeightBytes(
             routed_experts=experts * s.routed_experts.bytes_per_element,
-            shared_experts=(ffn.shared_params(d) + ffn.extra_params)
-            / parallel.tp_size
+            shared_experts=(ffn.shared_params(d) / _shared_slices(parallel) + ffn.extra_params / parallel.tp_size)
             * s.shared_experts.bytes_per_element,
             router=ffn.router_params(d) * s.router.bytes_per_element,
         )
     return result
+
+
+def _shared_slices(parallel: ParallelSpec) -> int:
+    """Slices of the shared experts: one where tokens travel, since each rank then has tokens of its own (as in vLLM, SGLang)."""
+    return 1 if parallel.ep_size > 1 and parallel.dp_size * parallel.cp_size > 1 else parallel.tp_size
 
 
 def _attention_params(attention: Attention, hidden_size: int, tp: int) -> float:

@@ -36,13 +36,27 @@ def _comm(program: Program) -> dict[str, CollectiveShape]:
             MOE,
             ParallelSpec(tp_size=2, dp_size=2, ep_size=4),
             decode(4, 8),
-            (TP - {"ffn_all_reduce"}) | {"dispatch", "combine", "ffn_all_gather"},
+            {
+                "embedding_all_reduce",
+                "logits_all_gather",
+                "attention_reduce_scatter",
+                "dispatch",
+                "combine",
+                "ffn_all_gather",
+            },
         ),
         (
-            SHARED,  # slices of the shared experts leave partial sums
+            SHARED,  # shared experts are whole on every rank, for its own tokens
             ParallelSpec(tp_size=2, dp_size=2, ep_size=4),
             decode(4, 8),
-            (TP - {"ffn_all_reduce"}) | {"dispatch", "combine", "ffn_all_gather", "shared_reduce_scatter"},
+            {
+                "embedding_all_reduce",
+                "logits_all_gather",
+                "attention_reduce_scatter",
+                "dispatch",
+                "combine",
+                "ffn_all_gather",
+            },
         ),
         (DENSE, ParallelSpec(cp_size=2), prefill(4, 8), {"context_parallel_gather"}),
         (DENSE, ParallelSpec(cp_size=2), decode(4, 8), {"context_parallel_reduce"}),
@@ -58,7 +72,7 @@ def test_which(model: ModelSpec, parallel: ParallelSpec, step: Pass, names: set[
 def test_sizes() -> None:
     # 6 sequences over 2 attention-DP groups: 3 tokens x 64 x bf16 = 384 bytes of residual
     comm = _comm(toy_program(MOE, ParallelSpec(tp_size=2, dp_size=2, ep_size=4), decode(6, 8)))
-    for name in ("embedding_all_reduce", "attention_all_reduce", "ffn_all_gather"):
+    for name in ("embedding_all_reduce", "attention_reduce_scatter", "ffn_all_gather"):
         assert (comm[name].n_ranks, comm[name].message_bytes, comm[name].stride) == (2, 384, 1), name
     assert comm["logits_all_gather"].message_bytes == 3 * 512 * 2
     gathers = _comm(toy_program(MOE, ParallelSpec(dp_size=2), decode(6, 8)))
