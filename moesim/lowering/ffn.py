@@ -135,12 +135,13 @@ def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
     write = load.n_assignments * (d * 2.0 + width * ((n_mats - 1.0) * 2.0))
     work = Work(load.n_padded * (2.0 * n_mats * d * width), read, write)
     n_local = load.n_slots / ctx.parallel.ep_size
+    arrived = _arrived_tokens(ctx, ffn, load)
     shape = MoeShape(
-        n_tokens=ctx.step.n_tokens, n_assignments=load.n_assignments, n_padded=load.n_padded, n_experts_hit=load.n_experts_hit,
+        n_tokens=arrived, n_assignments=load.n_assignments, n_padded=load.n_padded, n_experts_hit=load.n_experts_hit,
         max_expert_tokens=load.max_expert_tokens, n_local_experts=n_local, hidden_size=d, inter_size=width,
         top_k=load.top_k, gated=ffn.gated,
     )  # fmt: skip
-    side_bytes, n_side = _around_products(ctx, ffn, load, width) if ctx.exchanges else (0.0, 0)
+    side_bytes, n_side = _around_products(ctx, ffn, load, width, arrived) if ctx.exchanges else (0.0, 0)
     return Op(
         "experts",
         OpKind.GROUPED_GEMM,
@@ -154,11 +155,19 @@ def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
     )
 
 
-def _around_products(ctx: Context, ffn: MoeFfn, load: MoeLoad, width: float) -> tuple[Num, int]:
+def _arrived_tokens(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Num:
+    """Tokens that the rank's experts are given: all of the pass, or those that an exchange brought."""
+    if not ctx.exchanges:
+        return ctx.step.n_tokens
+    limit = (ffn.n_group, ffn.topk_group)
+    return load.n_assignments * tokens_per_assignment(load.n_slots, load.top_k, ctx.parallel.ep_size, limit)
+
+
+def _around_products(ctx: Context, ffn: MoeFfn, load: MoeLoad, width: float, rows: Num) -> tuple[Num, int]:
     """Bytes and number of the kernels around two grouped products on tokens that arrived through an exchange.
 
-    n rows (one per token and local expert) of r tokens; e bytes per dispatched element, g products in. Low latency, whose rows
-    arrive in order: activation and cast in one, n F (2 g + e). Normal mode: rows spread to their experts, r D e + n D e;
+    n pairs of token and local expert, of r tokens (`rows`); e bytes per dispatched element, g products in. Low latency: rows
+    arrive in order; activation and cast in one, n F (2 g + e). Normal mode: rows spread to their experts, r D e + n D e;
     activation, n F (2 g + 2); cast, n F (2 + e), in 8 bits only; weighted sum of a token's rows, n D 2 + r D 2. Source: SGLang,
     `DeepEPMoE.forward_deepgemm_contiguous` and `forward_deepgemm_masked` (April 2025).
     """
@@ -166,7 +175,6 @@ def _around_products(ctx: Context, ffn: MoeFfn, load: MoeLoad, width: float) -> 
     e, g = (NARROW_ROW if narrow else 2.0), (2.0 if ffn.gated else 1.0)
     if _is_low_latency(ctx):
         return n * (width * (2.0 * g + e)), 1
-    rows = n * tokens_per_assignment(load.n_slots, load.top_k, ctx.parallel.ep_size, (ffn.n_group, ffn.topk_group))
     act = n * (width * (2.0 * g + 2.0))
     cast = n * (width * (2.0 + e)) if narrow else 0.0
     return rows * (d * (e + 2.0)) + n * (d * (e + 2.0)) + act + cast, 4 if narrow else 3

@@ -72,3 +72,10 @@ def test_hot_ranks_move_more_around_their_products() -> None:
     per_rank = np.asarray(op.side_bytes) / np.asarray(op.shape.n_assignments)  # type: ignore[union-attr]
     assert np.asarray(op.side_bytes).shape[-1] == 32
     assert per_rank == pytest.approx(np.full_like(per_rank, per_rank.flat[0]))
+
+
+def test_experts_are_given_what_arrived_not_the_whole_pass() -> None:
+    travelling, everywhere = ops_of(EP, PREFILL)["experts"], ops_of(TP, PREFILL)["experts"]
+    n_tokens = np.max(travelling.shape.n_tokens)  # type: ignore[union-attr]
+    assert 1024 * 5.5 < n_tokens < 1024 * 7.2
+    assert everywhere.shape.n_tokens == 32 * 1024  # type: ignore[union-attr]
