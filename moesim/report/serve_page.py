@@ -49,30 +49,51 @@ def _latency_table(r: ServeResult) -> Table:
     rows = []
     for name, label in LATENCIES:
         d = getattr(r, name)
-        shown = ("-" if v is None else f"{v * 1e3:.1f}" for v in (d.mean, d.p50, d.p90, d.p95, d.p99))
-        rows.append(cells(label, *shown))
+        row = [Cell(label)]
+        for measure in ("mean", "p50", "p90", "p95", "p99"):
+            v, ends = getattr(d, measure), r.intervals_90.get(f"{name}.{measure}")
+            row.append(Cell("-" if v is None else f"{v * 1e3:.1f}", ends=_ends(ends, 1e3, ".1f")))
+        rows.append(tuple(row))
     headings = ("ms", "mean", "P50", "P90", "P95", "P99")
     return Table(
-        "latency", "Latencies of finished requests", headings, (False, *[True] * 5), tuple(rows), r.cost_source
+        "latency", "Latencies of finished requests", headings, (False, *[True] * 5), tuple(rows), _note(r)
     )
 
 
 def _rate_table(r: ServeResult) -> Table:
+    known = [
+        ("requests/s", "requests_per_s", ".3g"), ("output tokens/s", "output_tokens_per_s", ".4g"),
+        ("output tokens/s per device", "output_tokens_per_s_per_device", ".4g"),
+        ("good requests/s", "goodput_requests_per_s", ".3g"), ("share of good requests", "good_frac", ".1%"),
+        ("USD per million output tokens", "usd_per_million_output_tokens", ".3g"),
+        ("J per request", "energy_j_per_request", ".4g"),
+    ]  # fmt: skip
     pairs: list[tuple[str, float | None, str]] = [
-        ("requests/s", r.requests_per_s, ".3g"), ("output tokens/s", r.output_tokens_per_s, ".4g"),
-        ("output tokens/s per device", r.output_tokens_per_s_per_device, ".4g"),
-        ("good requests/s", r.goodput_requests_per_s, ".3g"), ("share of good requests", r.good_frac, ".1%"),
         ("mean decode batch", r.mean_decode_batch, ".1f"), ("peak share of KV blocks", r.peak_kv_frac, ".1%"),
         ("preemptions", float(r.preemptions), ".0f"), ("prompt tokens found cached", r.prefix_hit_frac, ".1%"),
         ("experts hit per layer and decode pass", r.experts_hit, ".1f"), ("rank load over its mean", r.rank_imbalance, ".2f"),
-        ("USD per million output tokens", r.usd_per_million_output_tokens, ".3g"),
-        ("J per request", r.energy_j_per_request, ".4g"),
     ]  # fmt: skip
-    rows: list[tuple[Cell, ...]] = [cells(name, format(v, shape)) for name, v, shape in pairs if v is not None]
+    rows: list[tuple[Cell, ...]] = [
+        (Cell(label), Cell(format(v, shape), ends=_ends(r.intervals_90.get(name), 1.0, shape)))
+        for label, name, shape in known
+        if (v := getattr(r, name)) is not None
+    ]
+    rows += [cells(name, format(v, shape)) for name, v, shape in pairs if v is not None]
     for name, interval in r.intervals.items():
         if interval.half_width is not None:
             rows.append(cells(f"{name}, mean over seeds", f"{interval.mean:.4g} ± {interval.half_width:.2g}"))
-    return Table("rates", "Rates, use and cost", ("", "value"), (False, True), tuple(rows), r.cost_source)
+    return Table("rates", "Rates, use and cost", ("", "value"), (False, True), tuple(rows), _note(r))
+
+
+def _note(r: ServeResult) -> str:
+    """Where times and intervals come from."""
+    if not r.intervals_90:
+        return f"{r.cost_source}; assumption only, no intervals"
+    return f"{r.cost_source}; 90% intervals from {r.interval_basis}, and from the scatter of requests"
+
+
+def _ends(ends: tuple[float, float] | None, factor: float, shape: str) -> str | None:
+    return None if ends is None else f"[{ends[0] * factor:{shape}}, {ends[1] * factor:{shape}}]"
 
 
 def _series(run: ServeRun) -> FigureBlock:

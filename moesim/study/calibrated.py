@@ -28,8 +28,10 @@ TABLES_ONLY = "tables"
 PREFERRED_STACKS = ("pytorch", *BACKENDS)
 #: Collectives are measured apart from the stacks that call them.
 COLLECTIVES_STACK = "nccl"
-#: In a label: whose parameters they are where not the device's generation's own.
-LENT = " (of other GPU generations)"
+#: Devices whose serving runs the shipped parameters were fitted to (docs/validation.md).
+WITH_RUNS = ("h100_sxm", "h200_sxm", "b200_sxm")
+#: In a label: that the parameters are of other devices.
+LENT = " (fitted on other GPUs)"
 
 
 def calibration_for(name: str | None, device: str, prefer: str | None = None) -> CalibratedOps | None:
@@ -96,7 +98,8 @@ def basis_of(calibration: CalibratedOps | None) -> Basis:
 def _served(backend: str, device: str) -> CalibratedOps | None:
     """Tables of a backend with the parameters fitted to serving runs: its own, else what backends have in common."""
     key, stacks = f"{backend}_{generation_of(device)}", shipped_stacks()
-    label = key if key in stacks else f"{backend if backend in stacks else 'default'}{LENT}"
+    known = next((name for name in (key, backend) if name in stacks), "default")
+    label = known if known == key and device in WITH_RUNS else f"{known}{LENT}"
     return _stacked(backend, device, stack_for(key, stacks), label)
 
 

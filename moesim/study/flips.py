@@ -180,13 +180,18 @@ def _ends(
 def _unsure(axis: FlipAxis, x: Sequence[float], ends: Sequence[tuple[float | None, float | None]]) -> str:
     """Where the interval holds 1."""
     known = [(at, low, high) for at, (low, high) in zip(x, ends, strict=True) if low is not None and high is not None]
-    close = [at for at, low, high in known if low < 1.0 < high]
-    if not close:
+    runs: list[list[float]] = []
+    for i, (at, low, high) in enumerate(known):
+        if low < 1.0 < high:
+            if not runs or i == 0 or not known[i - 1][1] < 1.0 < known[i - 1][2]:
+                runs.append([])
+            runs[-1].append(at)
+    if not runs:
         return ""
-    if len(close) == len(known):
+    if len(runs[0]) == len(known):
         return "; too close to call throughout"
-    first, last = _number(min(close)), _number(max(close))
-    return f"; too close to call at {first}" if first == last else f"; too close to call between {first} and {last}"
+    words = [f"at {_number(r[0])}" if len(r) == 1 else f"from {_number(r[0])} to {_number(r[-1])}" for r in runs]
+    return f"; too close to call {' and '.join(words)}"
 
 
 def _inverse(x: float | None) -> float | None:

@@ -79,7 +79,7 @@ _BASIS = {
         "links and for routing; they hold for systems like those that were measured."
     ),
     Basis90.LENT: (
-        "Times are what a serving stack reaches, with parameters fitted on another generation of GPUs or tables of a sibling; "
+        "Times are what a serving stack reaches, with parameters fitted on other GPUs or tables of a sibling; "
         "intervals are those of unseen runs, widened for that."
     ),
     Basis90.KERNELS: (

@@ -98,7 +98,8 @@ def summary_text(r: ServeResult) -> str:
     lines += [
         f"- {r.deployment} on {r.n_devices} device{plural} ({r.scenario.hardware}); times from {r.cost_source}",
         f"- {r.submitted} requests submitted = {r.finished} finished + {r.rejected} rejected + {r.in_flight} in flight",
-        "", "| | mean | p50 | p90 | p95 | p99 |", "|---|---:|---:|---:|---:|---:|",
+        f"- 90% intervals: from {r.interval_basis}" if r.intervals_90 else "- assumption only: no intervals",
+        "", "| | mean | 90% of the mean | p50 | p90 | p95 | p99 | 90% of p99 |", "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
     for name, label in (
         ("ttft_s", "TTFT"),
@@ -108,25 +109,38 @@ def summary_text(r: ServeResult) -> str:
         ("queue_s", "queue"),
     ):
         d = getattr(r, name)
-        cells = (d.mean, d.p50, d.p90, d.p95, d.p99)
-        lines.append(f"| {label} (ms) | " + " | ".join("-" if v is None else f"{v * 1e3:.1f}" for v in cells) + " |")
+        shown = ["-" if v is None else f"{v * 1e3:.1f}" for v in (d.mean, d.p50, d.p90, d.p95, d.p99)]
+        mean, high = (_ends(r, f"{name}.{measure}", 1e3, ".1f") for measure in ("mean", "p99"))
+        lines.append(f"| {label} (ms) | " + " | ".join([shown[0], mean, *shown[1:], high]) + " |")
     rows = [
-        ("requests/s", f"{r.requests_per_s:.3g}"), ("output tokens/s", f"{r.output_tokens_per_s:.4g}"),
-        ("output tokens/s per device", f"{r.output_tokens_per_s_per_device:.4g}"),
-        ("goodput, requests/s", f"{r.goodput_requests_per_s:.3g}"),
-        ("good requests", _or_dash(r.good_frac, ".1%")),
+        ("requests/s", _with_ends(r, "requests_per_s", ".3g")),
+        ("output tokens/s", _with_ends(r, "output_tokens_per_s", ".4g")),
+        ("output tokens/s per device", _with_ends(r, "output_tokens_per_s_per_device", ".4g")),
+        ("goodput, requests/s", _with_ends(r, "goodput_requests_per_s", ".3g")),
+        ("good requests", _with_ends(r, "good_frac", ".1%")),
         ("mean running / waiting", f"{r.mean_running:.1f} / {r.mean_waiting:.1f}"),
         ("mean decode batch", f"{r.mean_decode_batch:.1f}"), ("peak KV use", f"{r.peak_kv_frac:.1%} of {r.kv_blocks} blocks"),
         ("preemptions", str(r.preemptions)), ("prompt tokens found cached", _or_dash(r.prefix_hit_frac, ".1%")),
         ("experts hit per layer and decode pass", _or_dash(r.experts_hit, ".1f")),
-        ("USD per million output tokens", _or_dash(r.usd_per_million_output_tokens, ".3g")),
-        ("J per request", _or_dash(r.energy_j_per_request, ".4g")),
+        ("USD per million output tokens", _with_ends(r, "usd_per_million_output_tokens", ".3g")),
+        ("J per request", _with_ends(r, "energy_j_per_request", ".4g")),
     ]  # fmt: skip
     lines += ["", "| | |", "|---|---:|", *(f"| {k} | {v} |" for k, v in rows)]
     for name, interval in r.intervals.items():
         if interval.half_width is not None:
             lines.append(f"| {name} over seeds | {interval.mean:.4g} ± {interval.half_width:.2g} |")
     return "\n".join(lines) + "\n"
+
+
+def _ends(r: ServeResult, name: str, factor: float, shape: str) -> str:
+    ends = r.intervals_90.get(name)
+    return "-" if ends is None else f"[{ends[0] * factor:{shape}}, {ends[1] * factor:{shape}}]"
+
+
+def _with_ends(r: ServeResult, name: str, shape: str) -> str:
+    """A result with its 90% interval."""
+    text, ends = _or_dash(getattr(r, name), shape), _ends(r, name, 1.0, shape)
+    return text if ends == "-" else f"{text} {ends}"
 
 
 def _or_dash(value: float | None, shape: str) -> str:

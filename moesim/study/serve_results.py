@@ -32,7 +32,11 @@ class Interval(Frozen):
 
 
 class ServeResult(Frozen):
-    """One serve scenario. Rates are of the whole deployment; `outcome` is "ok", "unstable" or "interrupted"."""
+    """One serve scenario. Rates are of the whole deployment; `outcome` is "ok", "unstable" or "interrupted".
+
+    `intervals` are of chance alone, over seeds; `intervals_90` hold the 90% interval of each result by its name
+    (``ttft_s.mean``), errors of the stack included, and `interval_basis` what stands behind them (none: assumption only).
+    """
 
     kind: Literal["serve"] = "serve"
     schema_version: Literal[1] = 1
@@ -81,4 +85,6 @@ class ServeResult(Frozen):
     usd_per_request: float | None
     usd_per_million_output_tokens: float | None
     intervals: dict[str, Interval] = Field(default_factory=dict)
+    intervals_90: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    interval_basis: str = "assumption only"
     notes: tuple[str, ...] = ()

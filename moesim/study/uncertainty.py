@@ -39,8 +39,8 @@ Num = float | NDArray[np.float64]
 #: Added for time spent outside the tables' domain, and for time that only assumptions stand behind, in proportion. Assumptions.
 OUTSIDE_WIDTH = 0.5
 ASSUMPTION_WIDTH = 0.7
-#: Added where a stack's parameters come from another generation of GPUs. Between Hopper and Blackwell 0.1 was measured (bands of
-#: TPOT -0.22..0.16 when fitted on the other one); older and smaller devices are farther away (assumption).
+#: Added where a stack's parameters come from other GPUs. Between Hopper and Blackwell 0.1 was measured (bands of TPOT -0.22..0.16
+#: when fitted on the other one); older and smaller devices are farther away (assumption).
 LENT_WIDTH = 0.15
 #: Added to TTFT where only kernels were measured: queueing, launches and clients are not in it. Assumption.
 UNSERVED_WIDTH = 0.3
@@ -56,7 +56,7 @@ class Basis(StrEnum):
     """What stands behind an interval."""
 
     RUNS = "serving runs that no fit saw"
-    LENT = "serving runs of another GPU generation"
+    LENT = "serving runs on other GPUs"
     KERNELS = "kernels that no fit saw"
     ASSUMPTION = "assumption only"
 
