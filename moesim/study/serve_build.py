@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moesim.cost import CalibratedOps, CostModel
 from moesim.cost.measured_links import SimpleLink, link_of
 from moesim.cost.served import stack_of
-from moesim.cost.stack import StackedCalibration, StackParams
+from moesim.cost.stack import StackParams
 from moesim.errors import InputError
 from moesim.memory import check_memory
 from moesim.memory.count import Serving, kv_bytes_per_sequence, stage_layers
@@ -34,18 +34,13 @@ from moesim.study.instance import Instance, build_instance
 from moesim.study.operator_tables import find_tables, read_tables
 from moesim.study.resolve import resolve_model
 from moesim.study.serve_cost import CostLimits, analytic_cost, send_seconds, table_cost
-from moesim.study.serve_host import HostedCost, hosted_cost, hosted_overheads
+from moesim.study.serve_host import overheads_of
 from moesim.study.uncertainty import Basis, Exposure, exposure_of
 
-__all__ = ["FITTED_OVERHEADS", "Deployment", "Pool", "build_deployment"]
+__all__ = ["Deployment", "Pool", "build_deployment"]
 
-#: Fitted on the vLLM 0.19 log of Llama-3.1-8B on an RTX PRO 6000 and checked on that of Qwen3-32B (docs/serving.md); `host_s` is
-#: an assumption that matters only where passes are shorter or scheduling is not asynchronous.
-FITTED_OVERHEADS = Overheads(
-    pass_s=0.9e-3, host_s=1.5e-3, prefill_s=0.0, sequence_s=0.0, request_s=1.2e-3, first_pass_s=0.08
-)
-#: Half-width of the 90% interval of times from layer tables: TTFT, TPOT and end-to-end of two logs were within 5% (docs/serving.md),
-#: other models and hosts may be farther off (assumption).
+#: Half-width of the 90% interval of times from layer tables: TTFT, TPOT and end-to-end of two logs were within 5%
+#: (docs/serving.md), other models and hosts may be farther off (assumption).
 LAYERS_WIDTH = 0.1
 #: Context of the pass whose exposure stands for all.
 TYPICAL_CONTEXT = 2048
@@ -59,7 +54,7 @@ class Pool:
 
     n: int
     parallel: ParallelSpec
-    cost: PassCost | HostedCost
+    cost: PassCost
     kv_blocks: int
     send_s: NDArray[np.float64] | None = None
     instance: Instance | None = None
@@ -208,7 +203,7 @@ def build_deployment(scenario: ServeScenarioSpec, seed: int) -> Deployment:
         decode = build.pool(split.n_decode, split.decode_parallel or spec.parallel)
         transfer = build.transfer()
     o = serving.overheads.model_dump()
-    fitted = _overheads_of(build.calibration)
+    fitted = overheads_of(build.calibration)
     overheads = Overheads(**{name: getattr(fitted, name) if value is None else value for name, value in o.items()})
     deployment = Deployment(
         scenario, hardware, model, limits, overheads, main, decode, transfer, build.source, build.routing
@@ -219,13 +214,6 @@ def build_deployment(scenario: ServeScenarioSpec, seed: int) -> Deployment:
             hint="use larger hardware, fewer replicas or a smaller split",
         )  # fmt: skip
     return deployment
-
-
-def _overheads_of(calibration: CalibratedOps | None) -> Overheads:
-    """A fitted stack's own host times, else those fitted on vLLM."""
-    if not isinstance(calibration, StackedCalibration):
-        return FITTED_OVERHEADS
-    return hosted_overheads(FITTED_OVERHEADS, calibration.stack, 0.0, 0.0)
 
 
 def _check(scenario: ServeScenarioSpec, model: ModelSpec) -> None:
@@ -254,7 +242,7 @@ class _Builder:
         self, scenario: ServeScenarioSpec, hardware: Hardware, model: ModelSpec, limits: Limits, seed: int
     ) -> None:
         self.scenario, self.hardware, self.model, self.limits, self.seed = scenario, hardware, model, limits, seed
-        self.made: dict[ParallelSpec, tuple[PassCost | HostedCost, int, NDArray[np.float64] | None, Instance]] = {}
+        self.made: dict[ParallelSpec, tuple[PassCost, int, NDArray[np.float64] | None, Instance]] = {}
         self.source = ""
         self.calibration: CalibratedOps | None = None
         self.routing: str | None = None
@@ -289,7 +277,7 @@ class _Builder:
         self.source = calibration.name if calibration is not None else "default efficiencies (assumption)"
         return instance
 
-    def _cost(self, instance: Instance) -> PassCost | HostedCost:
+    def _cost(self, instance: Instance) -> PassCost:
         serving, scheduler = self.scenario.serving, self.scenario.serving.scheduler
         spec = serving.speculation
         limits = CostLimits(
@@ -299,7 +287,7 @@ class _Builder:
             seed=self.seed,
         )  # fmt: skip
         if self.scenario.operator_tables is None:
-            return hosted_cost(analytic_cost(instance, limits), instance)
+            return analytic_cost(instance, limits)
         names = tuple(n for n in (self.model.hf_id, self.model.name, self.scenario.system.model) if n)
         tables = read_tables(find_tables(self.scenario.operator_tables, names, instance.parallel.tp_size))
         link = link_of(self.hardware)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from moesim.analytic import barrier_groups
 from moesim.cost.measured_links import SimpleLink
 from moesim.cost.op_tables import AttentionTable, Curve, MoeTable, OperatorTables, add_curves
+from moesim.cost.served import stack_of
 from moesim.errors import InputError
 from moesim.lowering import Pass, Routed
 from moesim.ops import OpKind, Phase, Program
@@ -22,6 +23,7 @@ from moesim.sim.serving.cost import PassCost, pad_sizes
 from moesim.sim.serving.draws import Drawn, ExpertDraws
 from moesim.specs.model import DenseFfn, ModelSpec
 from moesim.specs.parallel import ParallelSpec
+from moesim.study.host import n_kernels
 from moesim.study.instance import Instance
 
 __all__ = ["CostLimits", "analytic_cost", "send_seconds", "table_cost"]
@@ -151,8 +153,10 @@ def analytic_cost(instance: Instance, limits: CostLimits) -> PassCost:
         if instance.parallel.n_stage_ranks > 1:  # one rank dispatches nothing: its experts cost the same in both phases
             mixed_draws = ExpertDraws(parts.sampler(Phase.PREFILL), n_moe, limits.seed)
     draft_s = limits.draft_cost_frac * float(rest[min(n_tokens, 16)])
+    stack = stack_of(instance.cost.calibration)
+    kernels = n_kernels(instance.program(Pass(Phase.PREFILL, float(instance.parallel.dp_size), 16.0, 0.0)))
     return PassCost(
-        decode_rest_s=rest, mixed_rest_s=mixed,
+        stack=stack, kernels=kernels, decode_rest_s=rest, mixed_rest_s=mixed,
         head_s=np.interp(whole, np.concatenate(([0.0], n_axis)), np.concatenate(([0.0], head))), attention=attention,
         n_attention_layers=1, padded=pad_sizes(limits.graph_tokens, n_tokens), draws=decode_draws, mixed_draws=mixed_draws,
         draft_s=draft_s, tokens_per_decode=limits.tokens_per_decode,
@@ -165,7 +169,7 @@ def send_seconds(instance: Instance, n_tokens: int) -> Floats:
     dp = np.full(len(t), float(instance.parallel.dp_size))
     program = instance.program(Pass(Phase.PREFILL, _grid(dp), _grid(t), _grid(np.zeros(len(t)))))
     seconds = sum(_per_point(instance.cost.cost(op).time_s, len(t)) for op in program.stage_sends)
-    return np.interp(np.arange(n_tokens + 1), t, np.asarray(seconds))
+    return np.asarray(np.interp(np.arange(n_tokens + 1), t, np.asarray(seconds)))
 
 
 class _Parts:

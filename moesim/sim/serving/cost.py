@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.cost.op_tables import AttentionTable, at_contexts
+from moesim.cost.stack import StackParams, eager_s
 from moesim.sim.serving.draws import ExpertDraws
 
 __all__ = ["Chunk", "PassCost", "RankWork", "StepCost", "pad_sizes"]
@@ -84,7 +85,8 @@ class PassCost:
     `decode_rest_s` and `mixed_rest_s` are everything but attention kernels, experts and the head, by tokens of a rank, for passes
     without and with prefill; `head_s` by sampled sequences; `attention` of one layer, `n_attention_layers` of them. `padded` maps
     tokens to what a CUDA graph runs. Experts see the tokens of all attention-DP ranks, each padded to the widest. `draft_s` is
-    added to passes with decodes, each of which runs `tokens_per_decode` tokens (speculative decoding).
+    added to passes with decodes, each of which runs `tokens_per_decode` tokens (speculative decoding). With a `stack`, passes
+    with prompts run eagerly, `kernels` of them launched one by one, and each prompt begun costs the host time.
     """
 
     decode_rest_s: Floats
@@ -98,6 +100,8 @@ class PassCost:
     decode_skew: float = 0.0
     draft_s: float = 0.0
     tokens_per_decode: int = 1
+    stack: StackParams | None = None
+    kernels: float = 0.0
     _rows: dict[int, tuple[float, Floats]] = field(default_factory=dict, init=False, repr=False)
 
     def decode_s(self, works: Sequence[RankWork], n_steps: int, growth: float, first_pass: int) -> Floats:
@@ -119,7 +123,10 @@ class PassCost:
         draws = self.mixed_draws or self.draws
         if draws is not None:
             slowest += float(draws.seconds(self._padded_sum(works), pass_index, 1)[0])
-        return slowest
+        if self.stack is None:
+            return slowest
+        n_begun = max(sum(chunk.context == 0 for chunk in work.chunks) for work in works)
+        return float(eager_s(self.stack, slowest, self.kernels)) + self.stack.prompt_s * n_begun
 
     def _padded_sum(self, works: Sequence[RankWork]) -> float:
         counts = [work.n_decode * self.tokens_per_decode + work.n_prefill_tokens for work in works]

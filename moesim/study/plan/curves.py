@@ -17,12 +17,13 @@ from moesim.cost import CostModel
 from moesim.lowering import Pass
 from moesim.ops import Num, OpKind, Phase, Program, maximum
 from moesim.specs.parallel import ParallelSpec
+from moesim.study.host import n_kernels
 from moesim.study.instance import Instance
 from moesim.study.plan.formulas import PrefillTimes
 from moesim.study.plan.spec import PlanSpec
-from moesim.study.serve_build import FITTED_OVERHEADS as HOST
+from moesim.study.serve_host import FITTED_OVERHEADS, overheads_of, prompt_pass_s
 
-__all__ = ["Curve", "batch_grid", "measure_curve", "prefill_steps", "turn_s", "uneven_stages"]
+__all__ = ["Curve", "batch_grid", "measure_curve", "prefill_steps", "prompts_begun", "turn_s", "uneven_stages"]
 
 Floats = NDArray[np.float64]
 
@@ -52,7 +53,7 @@ class Curve:
 
     def prefill(self, pp_size: int) -> PrefillTimes:
         """Seconds of prefill through all stages."""
-        host_s = HOST.host_s * self.n_chunks if pp_size > 1 else 0.0
+        host_s = FITTED_OVERHEADS.host_s * self.n_chunks if pp_size > 1 else 0.0
         alone, together = (
             t + send * (pp_size - 1) + host_s
             for t, send in zip(self.prefill_s[:2], self.prefill_send_s[:2], strict=True)
@@ -80,7 +81,9 @@ def turn_s(pass_s: Num, sends_s: Num, n_layers: int, pp_size: int, n_passes: int
     """
     if pp_size == 1:
         return pass_s
-    turn: Num = maximum(pass_s * uneven_stages(n_layers, pp_size), pass_s + sends_s + HOST.host_s * n_passes)
+    turn: Num = maximum(
+        pass_s * uneven_stages(n_layers, pp_size), pass_s + sends_s + FITTED_OVERHEADS.host_s * n_passes
+    )
     return turn
 
 
@@ -121,13 +124,22 @@ def measure_curve(instance: Instance, spec: PlanSpec, most_per_rank: int) -> Cur
         _grid(np.asarray([getattr(s, name) for s in flat])) for name in ("batch", "new_tokens", "cached_tokens")
     )
     seconds, send_s, _ = _times(instance, Pass(Phase.PREFILL, batch, new, cached), len(flat))
-    decode_s = decode_s + HOST.pass_s
-    seconds = seconds + (HOST.pass_s + HOST.prefill_s)
+    calibration = instance.cost.calibration
+    decode_s = decode_s + overheads_of(calibration).pass_s
+    program = instance.program(flat[0])
+    seconds = prompt_pass_s(
+        calibration, seconds, n_kernels(program), np.asarray([prompts_begun(stage, s) for s in flat])
+    )
     return Curve(
         stage=stage, n_layers=len(instance.model.layers), per_rank=k, decode_s=decode_s, decode_send_s=decode_send_s,
         attention_s=attention_s, prefill_s=_sums(seconds, steps), prefill_send_s=_sums(send_s, steps), n_chunks=n_chunks,
         n_per_pass=per_pass, chunk_tokens=min(spec.input_tokens, spec.max_pass_tokens),
     )  # fmt: skip
+
+
+def prompts_begun(stage: ParallelSpec, step: Pass) -> float:
+    """Prompts that begin in a pass, on each attention-DP rank; none in the later chunks of long ones."""
+    return max(1.0, float(step.batch) / stage.dp_size) if float(step.cached_tokens) == 0.0 else 0.0
 
 
 def _sums(values: Floats, groups: tuple[list[Pass], list[Pass], list[Pass]]) -> tuple[float, float, float]:

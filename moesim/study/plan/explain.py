@@ -8,16 +8,18 @@ from typing import Literal
 
 from moesim.analytic import StepEstimate
 from moesim.cost import usd_per_million_tokens
+from moesim.lowering import Pass
 from moesim.ops import OpKind
 from moesim.specs.base import weakest
 from moesim.specs.parallel import ParallelSpec
-from moesim.study.plan.curves import prefill_steps, turn_s
+from moesim.study.host import n_kernels
+from moesim.study.plan.curves import prefill_steps, prompts_begun, turn_s
 from moesim.study.plan.flags import sglang_flags, vllm_flags
 from moesim.study.plan.formulas import PrefillTimes, colocated, pool_ttft
 from moesim.study.plan.ground import Ground
 from moesim.study.plan.results import Bottleneck, PlanPoint, PoolPlan
 from moesim.study.plan.splits import memory_of
-from moesim.study.serve_build import FITTED_OVERHEADS as HOST
+from moesim.study.serve_host import FITTED_OVERHEADS, overheads_of, prompt_pass_s
 
 __all__ = ["Deployment", "explain"]
 
@@ -55,7 +57,14 @@ def explain(ground: Ground, d: Deployment) -> PlanPoint:
     decode = ground.instance(d.parallel)
     step = decode.analytic(decode.decode_pass(d.batch, spec.workload.mean_context)).estimate
     sends_s = _sends(step)
-    pass_s = float(turn_s(step.time_s - sends_s + HOST.pass_s, sends_s, len(ground.model.layers), d.parallel.pp_size))
+    pass_s = float(
+        turn_s(
+            step.time_s - sends_s + overheads_of(ground.calibration).pass_s,
+            sends_s,
+            len(ground.model.layers),
+            d.parallel.pp_size,
+        )
+    )
     prefill = _prefill(ground, d.prefill or d.parallel)
     transfer_s = 0.0
     if d.prefill is None:
@@ -109,17 +118,24 @@ def _point(
 def _prefill(ground: Ground, parallel: ParallelSpec) -> _Prefill:
     instance = ground.instance(parallel)
     groups, n_chunks, per_pass = prefill_steps(instance, ground.spec)
-    known: dict[object, StepEstimate] = {}
-    alone, together, full = (
+    known: dict[Pass, StepEstimate] = {}
+    alone, _, full = (
         [known.setdefault(step, known.get(step) or instance.analytic(step).estimate) for step in steps]
         for steps in groups
     )
-    seconds = [sum(e.time_s + HOST.pass_s + HOST.prefill_s for e in estimates) for estimates in (alone, together, full)]
+    kernels = n_kernels(instance.program(groups[0][0]))
+    seconds = [
+        sum(
+            float(prompt_pass_s(ground.calibration, known[step].time_s, kernels, prompts_begun(parallel, step)))
+            for step in steps
+        )
+        for steps in groups
+    ]
     n_layers, sends_s = len(ground.model.layers), sum(_sends(e) for e in full)
     turn = float(turn_s(seconds[2] - sends_s, sends_s, n_layers, parallel.pp_size, n_chunks))
     share = turn / (per_pass * parallel.dp_size * parallel.pp_size)
     if parallel.pp_size > 1:
-        seconds = [s + HOST.host_s * n_chunks for s in seconds]
+        seconds = [s + FITTED_OVERHEADS.host_s * n_chunks for s in seconds]
     chunk = min(ground.spec.input_tokens, ground.spec.max_pass_tokens)
     times = PrefillTimes(seconds[0], seconds[1], share, parallel.dp_size, parallel.pp_size, n_chunks, per_pass, chunk)
     return _Prefill(alone[-1], times, full)
