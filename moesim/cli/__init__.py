@@ -16,6 +16,8 @@ __all__ = ["main"]
 
 
 INTERRUPTED = 130
+#: Exit code of a fault of moesim itself (EX_SOFTWARE), and the variable that shows its traceback.
+FAULT, SHOW_TRACEBACK = 70, "MOESIM_TRACEBACK"
 
 
 def main() -> None:
@@ -45,11 +47,24 @@ def main() -> None:
             code = INTERRUPTED
         elif hasattr(error, "format_message"):
             _fail(_usage(error, error.format_message()), 2)
-        else:
+        elif os.environ.get(SHOW_TRACEBACK):
             raise
+        else:
+            _fail(_fault(error), FAULT)
     if code == INTERRUPTED:
         _fail("interrupted", INTERRUPTED)
     sys.exit(code)
+
+
+def _fault(error: Exception) -> str:
+    """One line about an error that no input should cause; the traceback goes to a file for a report."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="moesim-fault-", suffix=".log", delete=False, encoding="utf-8") as log:
+        log.write(f"{sys.argv}\n{''.join(traceback.format_exception(error))}")
+    text = " ".join(str(error).split())[:200]
+    return f"a fault of moesim, not of your input: {type(error).__name__}: {text}; please report it with {log.name}"
 
 
 def _run() -> int:

@@ -33,6 +33,30 @@ def test_an_error_is_one_line_and_exit_code_2() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+BROKEN = """
+import sys
+from moesim import cli
+from moesim.cli import app
+def broken(**_): raise ZeroDivisionError("of a\\nkind")
+app.app = broken
+sys.argv = ["moesim", "list"]
+cli.main()
+"""
+
+
+def test_a_fault_of_our_own_is_one_line_with_the_traceback_in_a_file() -> None:
+    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 70
+    (line,) = done.stderr.splitlines()
+    log = Path(line.rpartition(" ")[2])
+    assert "ZeroDivisionError: of a kind" in line
+    assert "Traceback" in log.read_text(encoding="utf-8")
+    log.unlink()
+    env = {**os.environ, "MOESIM_TRACEBACK": "1"}
+    shown = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, timeout=60, env=env)
+    assert "Traceback" in shown.stderr
+
+
 @pytest.mark.parametrize("command", ["list", "hardware hgx_h200", "model deepseek-v3 --json"])
 def test_a_closed_pipe_is_no_error(command: str) -> None:
     shell = f"'{sys.executable}' -m moesim {command} | head -n 1; exit ${{PIPESTATUS[0]}}"
