@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,13 @@ from moesim.specs.hardware import DeviceSpec
 
 __all__ = [
     "DEFAULT_STACK",
+    "LAUNCH_SHARPNESS",
     "LentCalibration",
     "QuickestKernel",
     "StackParams",
     "StackedCalibration",
+    "eager_s",
+    "n_launches",
     "with_quickest_experts",
 ]
 
@@ -33,9 +37,10 @@ class StackParams:
     Factors on measured times: `*_call_ratio` on what a call costs whatever its size (tables time single calls; inside a captured
     graph launches overlap), the others on what grows with size; `prompt_ratio` on passes that carry prompts. `quantise_s` is
     spent before every product with 8- or 4-bit inputs. Host: `step_s` per pass, `prompt_pass_s` per pass that carries prompts and
-    `prompt_s` per prompt begun in it; such passes run eagerly and last at least `launch_s` per operator. Client:
-    `request_s` from the client and back, `wait_passes` between a request's arrival and the scheduler's look at it, in passes,
-    `cold_s` and `other_client_s` more where the client did not warm the server up, or is not known.
+    `prompt_s` per prompt begun in it; such passes run eagerly and take `launch_s` per kernel (`n_launches`), beside the device.
+    Client: `request_s` from the client and back, `token_s` to split a prompt into tokens, per token, `wait_passes` between a
+    request's arrival and the scheduler's look at it, in passes, `cold_s` and `other_client_s` more where the client did not warm
+    the server up, or is not known.
     """
 
     gemm_ratio: float = 0.91
@@ -52,8 +57,9 @@ class StackParams:
     launch_s: float = 11e-6
     prompt_pass_s: float = 1.9e-3
     prompt_s: float = 1.2e-3
-    request_s: float = 4.5e-3
-    wait_passes: float = 5.0
+    request_s: float = 1e-3
+    token_s: float = 3e-6
+    wait_passes: float = 1.0
     cold_s: float = 2.2e-3
     other_client_s: float = 10e-3
 
@@ -66,6 +72,14 @@ class StackParams:
 #: For stacks that nobody fitted: what the fitted ones have in common.
 DEFAULT_STACK = StackParams()
 
+#: Half-width of the interval of a small kernel, whose launches a stack's fit scales together. Assumption.
+SMALL_KERNELS_ERROR_FRAC = 0.5
+#: Time of launches and device time of an eager pass meet in a smooth maximum with this exponent: the host runs ahead of the
+#: device where kernels are long, and the device waits where they are short (assumption; chosen with all rows in view).
+LAUNCH_SHARPNESS = 1.5
+#: Kernels that an eager pass launches for fused experts (gates, ordering, two casts, two products, activation, sum, and what the
+#: Python around them launches) and for the state of linear attention in chunks (assumptions from the code of these stacks).
+EXPERT_KERNELS, CHUNKED_STATE_KERNELS = 17.0, 12.0
 _IN_EXPERTS = "permute"
 _INCLUDED = OpCost(0.0, origin=Origin.FITTED, error_frac=0.0)
 
@@ -103,12 +117,15 @@ class QuickestKernel:
     Serving stacks pick among kernels by timing them (autotuning) or by rules that were found so; nearest-measured would not.
     Where no kernel was measured near the shape, `rest` decides. The tables time the whole call of fused experts, so ordering
     tokens by expert and summing the outputs cost nothing of their own. Of a grid of shapes each gets its own kernel `by_point`,
-    else all of them the one that is quickest on average.
+    else all of them the one that is quickest on average. A launch may force a kernel that was measured at other shapes only
+    (`forced`): reading the weights takes as long as with the quickest one, and where its products take longer than all of that,
+    they count (its fixed cost per call, which does not carry over between shapes, is left out; assumption).
     """
 
     rest: CalibratedOps
     kernels: tuple[Calibration, ...]
     by_point: bool = False
+    forced: tuple[Calibration, ...] = ()
 
     @property
     def name(self) -> str:
@@ -130,13 +147,23 @@ class QuickestKernel:
             grids = [i for i in at if not is_scalar(ops[i].shape)]
             for i in grids:
                 found[i] = self._of_grid(ops[i], found[i])
-            at = [i for i in at if i not in set(grids)]
+        else:
+            grids = []
+        experts_at, at = at, [i for i in at if i not in set(grids)]
         experts = [ops[i] for i in at]
         tried = [known_costs(kernel, experts, device) for kernel in self.kernels]
         for i, costs in zip(at, zip(*tried, strict=True), strict=True):
             inside = [cost for cost in costs if cost is not None and not cost.is_extrapolated]
             if inside:
                 found[i] = min(inside, key=lambda cost: float(np.mean(cost.time_s)))
+        return self._with_forced(found, ops, experts_at, device)
+
+    def _with_forced(
+        self, found: list[OpCost | None], ops: Sequence[Op], at: Sequence[int], device: DeviceSpec
+    ) -> list[OpCost | None]:
+        for kernel in self.forced:
+            for i, cost in zip(at, known_costs(kernel, [ops[i] for i in at], device), strict=True):
+                found[i] = _at_least(found[i], cost)
         return found
 
     def _of_grid(self, op: Op, rest: OpCost | None) -> OpCost | None:
@@ -146,19 +173,49 @@ class QuickestKernel:
 
 
 def with_quickest_experts(
-    calibration: Calibration, expert_activation: Dtype, lenders: Sequence[Calibration] = (), *, by_point: bool = False
-) -> QuickestKernel:
+    calibration: Calibration, expert_activation: Dtype, lenders: Sequence[Calibration] = (), *, by_point: bool = False,
+    forced: str = "",
+) -> QuickestKernel:  # fmt: skip
     """Experts by the quickest kernel of the stack that takes `expert_activation`, among its own and borrowed ones.
 
-    Kernels of another activation format run only where the stack has none of the right one.
+    Kernels of another activation format run only where the stack has none of the right one. `forced` is part of the name of a
+    kernel for MXFP4 weights that the launch demands ('' lets the stack choose).
     """
     weights = {f.key.dtype for f in calibration.families if f.key.kind == "moe"}
     kernels: list[Calibration] = []
+    demanded: list[Calibration] = []
     for dtype in sorted(weights):
         own = [f for c in (calibration, *lenders) for f in c.families if f.key.kind == "moe" and f.key.dtype == dtype]
         right = [f for f in own if f.key.act_dtype == expert_activation.value] if dtype == Dtype.MXFP4.value else own
         kernels += [replace(calibration, families=(f,)) for f in right or own]
-    return QuickestKernel(calibration, tuple(kernels), by_point)
+        if forced and dtype == Dtype.MXFP4.value:
+            demanded += [replace(calibration, families=(f,)) for f in own if forced in f.key.kernel]
+    return QuickestKernel(calibration, tuple(kernels), by_point, tuple(demanded))
+
+
+def _at_least(quickest: OpCost | None, forced: OpCost | None) -> OpCost | None:
+    """A call that takes at least what a forced kernel computes for."""
+    if quickest is None or forced is None:
+        return quickest
+    body = np.asarray(forced.time_s) - np.minimum(np.asarray(forced.latency_s), np.asarray(forced.time_s))
+    return replace(quickest, time_s=np.maximum(np.asarray(quickest.time_s), body))
+
+
+def n_launches(op: Op) -> float:
+    """Kernels that the host launches for one operator of an eager pass."""
+    if op.kind is OpKind.GROUPED_GEMM:
+        return EXPERT_KERNELS
+    if op.name == "linear_attention_state":
+        return CHUNKED_STATE_KERNELS
+    return 1.0 + op.n_side_kernels
+
+
+def eager_s(stack: StackParams, device_s: Any, kernels: Any) -> Any:
+    """Seconds of an eager pass: device time x `prompt_ratio` and `kernels` x `launch_s`, smoothly the longer of the two."""
+    device, floor = np.asarray(device_s) * stack.prompt_ratio, np.asarray(kernels) * stack.launch_s
+    largest = np.maximum(np.maximum(device, floor), 1e-30)
+    power = LAUNCH_SHARPNESS
+    return largest * ((device / largest) ** power + (floor / largest) ** power) ** (1.0 / power)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +247,7 @@ class StackedCalibration:
         if cost is None:
             if op.kind is not OpKind.ELEMENTWISE:
                 return None
-            cost = roofline(op, device)
+            cost = replace(roofline(op, device), origin=Origin.FITTED, error_frac=SMALL_KERNELS_ERROR_FRAC)
         body, call, extra_s = self._factors(op)
         call_s = minimum(cost.latency_s, cost.time_s)
         grows = (cost.compute_s * body, cost.memory_s * body, cost.link_s * body)

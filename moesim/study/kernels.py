@@ -71,7 +71,8 @@ def calibration_of(
     """The tables of a stack on a device, or its sibling's, with the kernels that take these activations; None without tables.
 
     On Blackwell, all three run TensorRT-LLM's generated kernels for MXFP4 experts (vLLM and SGLang through FlashInfer), so tables
-    of the others stand in where a stack's own have only other kernels or shapes. `by_point` picks the quickest kernel for every point of a grid.
+    of the others stand in where a stack's own have only other kernels or shapes. `by_point` picks the quickest kernel for every
+    point of a grid.
     """
     device = tables_device(backend, system)
     if device is None:

@@ -99,3 +99,22 @@ def test_every_token_is_in_some_pass() -> None:
     assert plan.n_new.sum() == 120
     # a mean TPOT of passes that all take a second is a second
     assert plan.tpot_weight.sum() == pytest.approx(1.0)
+
+
+def test_a_server_that_looks_seldom_lets_requests_wait_for_half_an_interval() -> None:
+    def waited(poll: int) -> float:
+        plan = closed_loop(64, 400, 4, "sglang", poll=poll, rng=np.random.default_rng(1))
+        return float(plan.ttft_weight.sum())
+
+    # the first request of each of the four slots is seen at once, the other nine wait
+    assert waited(30) - waited(1) == pytest.approx(0.9 * 14.5, rel=0.25)
+
+
+def test_prompts_may_wait_until_a_pass_is_fuller() -> None:
+    def waited(hold: tuple[int, float]) -> float:
+        plan = closed_loop(64, 400, 4, "trtllm", budget=8192, hold=hold, rng=np.random.default_rng(1))
+        return float(plan.ttft_weight.sum())
+
+    assert waited((20, 0.9)) - waited((0, 0.0)) == pytest.approx(0.9 * 20.0, rel=0.2)
+    # a pass that is full enough does not wait
+    assert waited((20, 0.001)) == pytest.approx(waited((0, 0.0)))

@@ -17,6 +17,7 @@ from moesim.study.stack_files import Bands, band_of, load_stack, save_stack, shi
 from moesim.study.validate.accuracy import Judged, accuracy_of
 from moesim.study.validate.explain import explain_row
 from moesim.study.validate.fit import Runs, fit_one
+from moesim.study.validate.launches import launch_of
 from moesim.study.validate.own_runs import calibrate_runs, warnings_for
 from moesim.study.validate.predict import Batch
 from moesim.study.validate.published import load_cases, run_cases
@@ -24,7 +25,7 @@ from moesim.study.validate.result_files import runs_of
 from moesim.study.validate.serving import validate_serving
 from moesim.study.validate.setup import model_of
 from moesim.study.validate.table import read_table
-from moesim.study.validate.workload import Workbench, launch_of
+from moesim.study.validate.workload import Workbench
 
 LINES = [
     "a,meta-llama/Llama-3.1-8B-Instruct,h100_sxm,vllm,,1024,128,8,1,1,yes,60,8",
@@ -117,13 +118,35 @@ def test_aliases_and_clusters_of_a_device_find_its_tables(alias: str, device: st
 
 
 def test_settings_of_a_launch_can_be_given() -> None:
-    row = sample.run_row(backend="sglang", system="b200_sxm", concurrency=32)
-    assert launch_of(row).poll_passes == 30.0
-    assert (
-        launch_of(sample.run_row(backend="sglang", system="b200_sxm", poll_passes=1.0, stream_tokens=1.0)).stream_tokens
-        == 1.0
+    deepseek = {"model": "deepseek-ai/DeepSeek-V3", "backend": "sglang", "system": "b200_sxm", "tp_size": 8}
+    found = launch_of(sample.run_row(**deepseek, precision="fp8", concurrency=32))
+    assert (found.budget_tokens, found.poll_passes) == (32768, 30)
+    found = launch_of(sample.run_row(**deepseek, precision="fp4", concurrency=8))
+    assert (found.budget_tokens, found.poll_passes) == (16384, 10)
+    given = launch_of(
+        sample.run_row(**deepseek, concurrency=32, poll_passes=1.0, stream_tokens=5.0, budget_tokens=4096.0)
     )
-    assert launch_of(sample.run_row()).poll_passes == 0.0
+    assert (given.budget_tokens, given.poll_passes, given.stream_tokens) == (4096, 1, 5.0)
+    # nobody published how this one was launched: the stack's defaults
+    found = launch_of(sample.run_row(backend="sglang", system="b200_sxm", concurrency=32))
+    assert (found.budget_tokens, found.poll_passes) == (16384, 1)
+    assert launch_of(sample.run_row()).budget_tokens == 8192
+
+
+def test_experts_of_a_forced_kernel_are_not_quicker_than_it_computes() -> None:
+    from moesim.lowering import Pass
+    from moesim.ops import OpKind, Phase
+
+    row = sample.run_row(model="openai/gpt-oss-120b", system="h200_sxm", backend="vllm", precision="fp4", tp_size=1)
+    instance = Workbench().instance(row)
+    seconds = {}
+    for tokens in (8.0, 8192.0):
+        program = instance.program(Pass(Phase.PREFILL, 1.0, tokens, 0.0))
+        experts = next(op for _, op in program.ops() if op.kind is OpKind.GROUPED_GEMM)
+        seconds[tokens] = float(np.mean(instance.cost.costs([experts])[0].time_s))
+    # 4 x 3 x 2 x 2880 x 2880 flops a token; Marlin's kernels reach about a third of 989 Tflop/s
+    assert seconds[8192.0] == pytest.approx(8192 * 4 * 6 * 2880**2 / (0.33 * 989e12), rel=0.35)
+    assert seconds[8.0] < 0.3e-3
 
 
 def test_a_fit_finds_what_made_the_runs() -> None:

@@ -50,8 +50,12 @@ def lengths_of(nominal: int, n: int, spread: float, rng: np.random.Generator) ->
 class _Loop:
     """State of the loop; see `closed_loop`."""
 
-    def __init__(self, inputs: Ints, outputs: Ints, concurrency: int, n_ranks: int, policy: str, budget: int) -> None:
+    def __init__(
+        self, inputs: Ints, outputs: Ints, concurrency: int, n_ranks: int, policy: str, budget: int, poll: int,
+        hold: tuple[int, float],
+    ) -> None:  # fmt: skip
         self.inputs, self.outputs = inputs.tolist(), outputs.tolist()
+        self.poll, self.since, self.hold, self.delayed = poll, poll, hold, 0
         self.policy, self.budget, self.n_ranks = policy, budget, n_ranks
         n = len(self.inputs)
         self.arrive, self.first, self.last = [-1] * n, [0] * n, [0] * n
@@ -69,10 +73,9 @@ class _Loop:
     def run(self) -> None:
         """Until every request is done."""
         while True:
-            for rank in range(self.n_ranks):
-                self._let_in(rank)
+            self._look()
             plans = [self._plan(rank) for rank in range(self.n_ranks)]
-            if self._holds(plans):
+            if self._holds(plans) or self._delays(plans):
                 plans = [[] for _ in plans]
             if any(plan for plan in plans):
                 self._mixed(plans)
@@ -84,6 +87,13 @@ class _Loop:
             else:
                 return
 
+    def _look(self) -> None:
+        """New requests are seen every `poll` decode passes, after every pass with prompts, and when nothing runs."""
+        if self.since >= self.poll or not any(self.running):
+            self.since = 0
+            for rank in range(self.n_ranks):
+                self._let_in(rank)
+
     def _holds(self, plans: list[list[tuple[list[int], int]]]) -> bool:
         """TensorRT-LLM lets ranks wait until all of them have prompts, so that their long passes coincide."""
         if self.policy != "trtllm" or self.n_ranks == 1 or all(plans) or not any(plans) or not any(self.running):
@@ -93,6 +103,19 @@ class _Loop:
         if self.held > MOST_HELD:
             self.held = 0
             return False
+        return True
+
+    def _delays(self, plans: list[list[tuple[list[int], int]]]) -> bool:
+        """TensorRT-LLM may let prompts wait, for some passes, until a pass is fuller (batch_wait_timeout_iters)."""
+        most, ratio = self.hold
+        if not most or not any(plans) or not any(self.running):
+            self.delayed = 0
+            return False
+        tokens = max(sum(take for _, take in plan) + len(r) for plan, r in zip(plans, self.running, strict=True))
+        if tokens >= ratio * self.budget or self.delayed >= most:
+            self.delayed = 0
+            return False
+        self.delayed += 1
         return True
 
     def _let_in(self, rank: int) -> None:
@@ -128,6 +151,7 @@ class _Loop:
         total = sum(len(r) for r in self.running)
         c = sum(self.context) / total if total else 0.0
         n_new = sum(1 for plan in plans for seq, take in plan if seq[2] + take == seq[1])
+        self.since = self.poll
         self.rows.append((1.0, float(n), c, float(tokens[fullest]), pairs, float(len(plans[fullest])), float(n_new)))
         for rank, plan in enumerate(plans):
             if not alone:
@@ -150,8 +174,12 @@ class _Loop:
     def _decode(self) -> None:
         """As many passes of decodes alone as pass until one is done or a request comes in."""
         k = min(r[0][0] - self.step[i] for i, r in enumerate(self.running) if r)
-        if any(self.coming) or any(self.waiting):
+        if any(self.waiting):
             k = 1
+        elif any(self.coming):
+            k = min(k, max(1, self.poll - self.since))
+        # looks that found nobody went by within the k passes
+        self.since = (self.since + k) if any(self.coming) or self.poll == 1 else (self.since + k) % self.poll
         n = max(len(r) for r in self.running)
         total = sum(len(r) for r in self.running)
         c = sum(self.context) / total + 0.5 * (k - 1)
@@ -179,7 +207,7 @@ class _Loop:
 
 def closed_loop(
     isl: int, osl: int, concurrency: int, policy: str, *, n_ranks: int = 1, budget: int = 8192, per_slot: int = 10,
-    spread: float = 0.2, rng: np.random.Generator,
+    spread: float = 0.2, poll: int = 1, hold: tuple[int, float] = (0, 0.0), rng: np.random.Generator,
 ) -> Schedule:  # fmt: skip
     """The schedule of `per_slot` x `concurrency` requests, `concurrency` in flight.
 
@@ -192,11 +220,13 @@ def closed_loop(
         budget: most tokens of a rank's pass.
         per_slot: requests over concurrency.
         spread: of the lengths; 0 means requests that are all alike.
+        poll: decode passes between two looks at new requests.
+        hold: passes that prompts wait at most until a pass holds a part of the budget, and that part.
         rng: of the lengths.
     """
     n = per_slot * concurrency
     inputs, outputs = lengths_of(isl, n, spread, rng), lengths_of(osl, n, spread, rng)
-    loop = _Loop(inputs, outputs, concurrency, n_ranks, policy, budget)
+    loop = _Loop(inputs, outputs, concurrency, n_ranks, policy, budget, poll, hold)
     loop.run()
     rows = np.asarray(loop.rows)
     arrive, first, last = (np.asarray(x) + 1 for x in (loop.arrive, loop.first, loop.last))

@@ -34,11 +34,14 @@ class RowFeatures:
     n_new: Floats
     weight: Floats
     n_kernels: float
+    mean_input: float
     mean_output: float
     concurrency: int
 
 
-def row_features(table: StepTable, schedule: Schedule, mean_output: float, concurrency: int) -> RowFeatures:
+def row_features(
+    table: StepTable, schedule: Schedule, mean_input: float, mean_output: float, concurrency: int
+) -> RowFeatures:
     """Combine a row's passes with the weights its schedule gives them."""
     has_prompt = schedule.q > 0
     weights = np.stack([schedule.ttft_weight, schedule.tpot_weight])
@@ -50,7 +53,7 @@ def row_features(table: StepTable, schedule: Schedule, mean_output: float, concu
     prompt, n_new, weight = _binned(schedule.q[mixed], found, schedule.n_new[mixed], weights[:, mixed])
     return RowFeatures(
         decode=weights[:, alone] @ parts, n_decode=weights[:, alone].sum(axis=1), prompt=prompt, n_new=n_new, weight=weight,
-        n_kernels=table.n_kernels, mean_output=mean_output, concurrency=concurrency,
+        n_kernels=table.n_kernels, mean_input=mean_input, mean_output=mean_output, concurrency=concurrency,
     )  # fmt: skip
 
 

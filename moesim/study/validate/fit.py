@@ -28,8 +28,8 @@ PRIOR: dict[str, tuple[float, float]] = {
     "gemm_ratio": (1.0, 0.05), "gemm_call_ratio": (0.8, 0.5), "experts_ratio": (1.0, 0.08), "experts_call_ratio": (1.0, 0.2),
     "attention_ratio": (1.0, 0.1), "attention_call_ratio": (1.0, 0.2), "elementwise_call_ratio": (1.0, 0.4),
     "comm_ratio": (1.0, 0.2), "quantise_s": (1.5e-6, 0.8), "step_s": (4e-4, 0.8), "prompt_ratio": (1.15, 0.2),
-    "launch_s": (1e-5, 0.7), "prompt_pass_s": (3e-3, 0.8), "prompt_s": (2e-3, 0.6), "request_s": (2e-2, 0.7),
-    "wait_passes": (1.0, 0.7), "cold_s": (1e-2, 1.0), "other_client_s": (1e-2, 1.0),
+    "launch_s": (2e-5, 1.0), "prompt_pass_s": (1e-3, 0.8), "prompt_s": (2e-3, 0.6), "request_s": (1e-3, 0.7),
+    "token_s": (3e-6, 0.3), "wait_passes": (1.0, 0.7), "cold_s": (1e-2, 1.0), "other_client_s": (1e-2, 1.0),
 }  # fmt: skip
 #: Tables of TensorRT-LLM time a product with its quantisation, and single calls that wait for the host.
 OF_BACKEND = {"trtllm": {"quantise_s": 0.2e-6, "gemm_call_ratio": 0.35}}
@@ -37,7 +37,16 @@ OF_BACKEND = {"trtllm": {"quantise_s": 0.2e-6, "gemm_call_ratio": 0.35}}
 SCATTER = np.asarray([0.2, 0.07])
 N_EFFECTIVE = 10.0
 #: Part of the prior's width that each level may use.
-COMMON, OWN, GENERATION = 3.0, 0.3, 0.15
+COMMON, OWN, GENERATION = 3.0, 0.5, 0.15
+#: Host and client: software of a backend, so backends do not share them. What public runs are not asked about: their clients sat
+#: beside the server (about a millisecond), and a request that comes in the middle of a pass waits for half of it and for the
+#: pass that is queued behind it, half of which is in the schedule already.
+HOST = ("launch_s", "prompt_pass_s", "prompt_s", "token_s")
+HELD = ("request_s", "wait_passes")
+HELD_WIDTH = 0.02
+#: What a row's TTFT counts by whether its client warmed up; a client that nobody documented says little about it.
+CLIENT_WEIGHT = {"yes": 1.0, "no": 0.25}
+UNDOCUMENTED_WEIGHT = 0.1
 PRIOR_WEIGHT = 2.0
 MOST_STEPS = 8
 
@@ -65,20 +74,25 @@ class Runs:
         return Runs(tuple(self.rows[i] for i in index), self.batch.at(index))
 
 
-def fit_one(runs: Runs, prior: StackParams, width: float) -> StackParams:
+def fit_one(
+    runs: Runs, prior: StackParams, width: float, host_width: float | None = None, held: Sequence[str] = ()
+) -> StackParams:
     """The most likely parameters of one stack given a prior: Gauss-Newton steps with robust weights.
 
     Args:
         runs: measured rows of the stack.
         prior: where the parameters are expected.
         width: part of `PRIOR`'s standard deviations that they may stray.
+        host_width: the same for those of the host (`HOST`); `width` by default.
+        held: parameters that keep their prior.
     """
     if not runs.rows:
         return prior
-    measured, weight = runs.log_measured, _group_weight(runs.rows)[:, None]
+    measured, weight = runs.log_measured, _group_weight(runs.rows)[:, None] * _client_weight(runs.rows)
     known = np.isfinite(measured)
     target = np.where(known, measured, 0.0)
-    penalty = (PRIOR_WEIGHT / (width * np.asarray([PRIOR[n][1] for n in NAMES]))) ** 2
+    free = {n: host_width or width if n in HOST else width for n in NAMES} | dict.fromkeys(held, HELD_WIDTH)
+    penalty = (PRIOR_WEIGHT / np.asarray([free[n] * PRIOR[n][1] for n in NAMES])) ** 2
     start = _log(prior)
     at = start.copy()
     for _ in range(MOST_STEPS):
@@ -101,14 +115,14 @@ def fit_all(runs: Runs) -> dict[str, StackParams]:
     keys = np.asarray([stack_key(r) for r in runs.rows])
     start = replace(DEFAULT_STACK, **{n: PRIOR[n][0] for n in NAMES})
     # tables of TensorRT-LLM mean something else by a call, so its rows say nothing about the common value
-    common = fit_one(runs.at(np.flatnonzero(backends != "trtllm")), start, COMMON)
+    common = fit_one(runs.at(np.flatnonzero(backends != "trtllm")), start, COMMON, held=HELD)
     found = {"default": common}
     for backend in np.unique(backends):
-        prior = replace(common, **OF_BACKEND.get(str(backend), {}))
-        middle = fit_one(runs.at(np.flatnonzero(backends == backend)), prior, OWN)
+        prior = replace(common, **{n: PRIOR[n][0] for n in HOST}, **OF_BACKEND.get(str(backend), {}))
+        middle = fit_one(runs.at(np.flatnonzero(backends == backend)), prior, OWN, COMMON, HELD)
         found[str(backend)] = middle
         for key in np.unique(keys[backends == backend]):
-            found[str(key)] = fit_one(runs.at(np.flatnonzero(keys == key)), middle, GENERATION)
+            found[str(key)] = fit_one(runs.at(np.flatnonzero(keys == key)), middle, GENERATION, held=HELD)
     return found
 
 
@@ -149,6 +163,11 @@ def _slopes(batch: Batch, at: Floats, found: Floats) -> Floats:
         moved[i] += step
         columns.append((np.log(batch.predict(_params(moved))) - found) / step)
     return np.stack(columns, axis=-1)
+
+
+def _client_weight(rows: Sequence[RunRow]) -> Floats:
+    ttft = [CLIENT_WEIGHT.get(r.warm_up, UNDOCUMENTED_WEIGHT) for r in rows]
+    return np.stack([np.asarray(ttft), np.ones(len(rows))], axis=1)
 
 
 def _group_weight(rows: Sequence[RunRow]) -> Floats:

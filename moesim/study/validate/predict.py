@@ -11,17 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.cost.stack import StackParams
+from moesim.cost.stack import StackParams, eager_s
 from moesim.study.validate.features import RowFeatures
+from moesim.study.validate.launches import launch_of
 from moesim.study.validate.steps import N_PARTS
 from moesim.study.validate.table import RunRow
-from moesim.study.validate.workload import launch_of
 
 __all__ = ["Batch", "part_factors"]
 
 Floats = NDArray[np.float64]
-#: Launch floor and device time of a pass meet in a smooth maximum with this exponent (assumption).
-SHARPNESS = 4.0
 
 
 def part_factors(stack: StackParams) -> Floats:
@@ -48,7 +46,7 @@ class Batch:
     mean_output: Floats
     is_cold: Floats
     is_other: Floats
-    poll_passes: Floats
+    mean_input: Floats
     streamed: Floats
 
     @classmethod
@@ -65,7 +63,7 @@ class Batch:
             mean_output=np.asarray([f.mean_output for f in features]),
             is_cold=np.asarray([float(r.warm_up == "no") for r in rows]),
             is_other=np.asarray([float(r.warm_up not in ("yes", "no")) for r in rows]),
-            poll_passes=np.asarray([launch_of(r).poll_passes for r in rows]),
+            mean_input=np.asarray([f.mean_input for f in features]),
             streamed=np.asarray([launch_of(r).stream_tokens - 1.0 for r in rows]),
         )  # fmt: skip
 
@@ -77,15 +75,11 @@ class Batch:
         """Mean TTFT and TPOT in seconds, [R, 2]."""
         factors = part_factors(stack)
         decode = self.decode @ factors + self.n_decode * stack.step_s
-        device = (self.prompt @ factors) * stack.prompt_ratio
-        floor = (self.n_kernels * stack.launch_s)[:, None]
-        passes = (device**SHARPNESS + floor**SHARPNESS) ** (1.0 / SHARPNESS)
+        passes = eager_s(stack, self.prompt @ factors, self.n_kernels[:, None])
         passes = passes + stack.prompt_pass_s + stack.prompt_s * self.n_new
         ttft, tpot = (decode + np.einsum("rmb,rb->rm", self.weight, passes)).T
-        # the scheduler looks at new requests halfway between two polls on average
-        waited = stack.wait_passes + 0.5 * self.poll_passes + self.streamed
-        ttft = (
-            ttft + waited * tpot + stack.request_s + stack.cold_s * self.is_cold + stack.other_client_s * self.is_other
-        )
+        client = stack.request_s + stack.token_s * self.mean_input
+        client = client + stack.cold_s * self.is_cold + stack.other_client_s * self.is_other
+        ttft = ttft + (stack.wait_passes + self.streamed) * tpot + client
         tpot = tpot * (1.0 - self.streamed / np.maximum(self.mean_output - 1.0, self.streamed + 1.0))
         return np.stack([ttft, tpot], axis=1)

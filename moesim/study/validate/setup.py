@@ -62,9 +62,11 @@ def _fp4(generation: str) -> Callable[[ModelSpec], WeightStorage]:
     def change(model: ModelSpec) -> WeightStorage:
         storage = model.storage
         if storage.routed_experts.dtype is Dtype.MXFP4:
-            # Blackwell kernels quantise activations to MXFP8; Hopper unpacks the weights to 16 bits
-            act = Dtype.FP8 if generation == "blackwell" else Dtype.BF16
-            return storage.model_copy(update={"expert_activation": act})
+            # Blackwell kernels quantise activations to MXFP8, and launches there keep 8-bit keys and values; Hopper unpacks
+            # the weights to 16 bits
+            if generation != "blackwell":
+                return storage.model_copy(update={"expert_activation": Dtype.BF16})
+            return storage.model_copy(update=_EIGHT_BIT)
         linear = Storage(dtype=Dtype.NVFP4)
         if Dtype.NVFP4 in (storage.routed_experts.dtype, storage.dense_ffn.dtype):
             return storage

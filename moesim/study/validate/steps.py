@@ -11,6 +11,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.cost.stack import n_launches
 from moesim.lowering import Pass
 from moesim.ops import COLLECTIVES, EXCHANGES, OpKind, Phase
 from moesim.specs.dtypes import Dtype
@@ -110,8 +111,9 @@ def step_table(instance: Instance, isl: float, osl: float, most_decodes: int, mo
 
 
 def _n_kernels(instance: Instance, dp: float, q: float) -> float:
-    """Operators of a pass with prompts, counted over its layers."""
-    return float(sum(segment.n_repeat for segment, _ in instance.program(Pass(Phase.PREFILL, dp, q, 0.0)).ops()))
+    """Kernels of a pass with prompts, counted over its layers."""
+    program = instance.program(Pass(Phase.PREFILL, dp, q, 0.0))
+    return float(sum(segment.n_repeat * n_launches(op) for segment, op in program.ops()))
 
 
 def _parts(instance: Instance, step: Pass, n_points: int) -> tuple[Floats, Floats]:

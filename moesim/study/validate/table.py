@@ -23,7 +23,7 @@ EMPTY = ("", "nan", "none", "null", "na")
 class RunRow:
     """One run: `concurrency` requests in flight, each replaced when done; lengths uniform in 0.8 to 1.0 of nominal.
 
-    `poll_passes` and `stream_tokens` are settings of the engine, None where the table does not say (see `launch_of`).
+    `poll_passes`, `stream_tokens` and `budget_tokens` are settings of the engine, None where nobody says (see `launch_of`).
     `warm_up` is yes, no or unknown; measured times are client-side means in milliseconds, None where nobody measured.
     """
 
@@ -43,6 +43,7 @@ class RunRow:
     measured_tpot_ms: float | None = None
     poll_passes: float | None = None
     stream_tokens: float | None = None
+    budget_tokens: float | None = None
 
     @property
     def group(self) -> str:
@@ -120,7 +121,7 @@ def row_of(line: Mapping[str, str], name: str = "row") -> RunRow:
         attention_dp_size=_count(line, "attention_dp_size", 1), ep_size=_count(line, "ep_size", 1),
         warm_up=_text(line, "warm_up").lower() or "yes", measured_ttft_ms=_time(line, "measured_ttft_ms"),
         measured_tpot_ms=_time(line, "measured_tpot_ms"), poll_passes=_time(line, "poll_passes"),
-        stream_tokens=_time(line, "stream_tokens"),
+        stream_tokens=_time(line, "stream_tokens"), budget_tokens=_time(line, "budget_tokens"),
     )  # fmt: skip
 
 
