@@ -1,7 +1,7 @@
 """What a serving stack's host adds to the device time of a pass: as `validate` counts it, for numbers and arrays.
 
-Decode passes run as captured graphs: device time + `step_s`. Passes with prompts run eagerly: device time x `prompt_ratio`, at
-least `launch_s` per operator, + `prompt_pass_s` + `prompt_s` per prompt begun. Without a stack nothing is added.
+Decode passes run as captured graphs: device time + `step_s`. Passes with prompts run eagerly: device time x `prompt_ratio` beside
+`launch_s` per kernel, + `prompt_pass_s` + `prompt_s` per prompt begun. Without a stack nothing is added.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from moesim.analytic import OpLine, StepEstimate
 from moesim.cost import Bound
 from moesim.cost.served import stack_of
-from moesim.cost.stack import StackParams
+from moesim.cost.stack import StackParams, eager_s, n_launches
 from moesim.lowering import Pass
 from moesim.ops import OpKind, Phase, Program
 from moesim.specs.base import Origin
@@ -24,8 +22,6 @@ __all__ = ["HOST_GROUP", "hosted_s", "n_kernels", "wait_s", "with_host"]
 
 #: The breakdown's row of host time.
 HOST_GROUP = "host"
-#: Launch floor and device time of a pass meet in a smooth maximum with this exponent (assumption).
-SHARPNESS = 4.0
 
 
 def hosted_s(stack: StackParams | None, device_s: Any, phase: Phase, kernels: Any = 0.0, n_new: Any = 0.0) -> Any:
@@ -35,27 +31,32 @@ def hosted_s(stack: StackParams | None, device_s: Any, phase: Phase, kernels: An
         stack: None adds nothing.
         device_s: of the pass.
         phase: of the pass.
-        kernels: operators launched in it.
+        kernels: launched in it.
         n_new: prompts begun per attention-DP rank.
     """
     if stack is None:
         return device_s
     if phase is Phase.DECODE:
         return device_s + stack.step_s
-    device, floor = device_s * stack.prompt_ratio, kernels * stack.launch_s
-    largest = np.maximum(device, floor)
-    mixed = largest * ((device / largest) ** SHARPNESS + (floor / largest) ** SHARPNESS) ** (1.0 / SHARPNESS)
-    return mixed + stack.prompt_pass_s + stack.prompt_s * n_new
+    return eager_s(stack, device_s, kernels) + stack.prompt_pass_s + stack.prompt_s * n_new
 
 
 def n_kernels(program: Program) -> float:
-    """Operators of a pass, counted over its layers."""
-    return float(sum(segment.n_repeat for segment, _ in program.ops()))
+    """Kernels launched in a pass, counted over its layers."""
+    return float(sum(segment.n_repeat * n_launches(op) for segment, op in program.ops()))
 
 
-def wait_s(stack: StackParams | None, step_s: Any) -> Any:
-    """Seconds of a request from the client and back, and until the scheduler looks at it, where decode steps take `step_s`."""
-    return 0.0 * step_s if stack is None else stack.request_s + stack.wait_passes * step_s
+def wait_s(stack: StackParams | None, step_s: Any, prompt_tokens: Any) -> Any:
+    """Seconds of a request outside its passes: to the server and back, and until the scheduler looks at it.
+
+    Args:
+        stack: None adds nothing.
+        step_s: of the decode passes that it waits for.
+        prompt_tokens: that its prompt is split into, cached ones too.
+    """
+    if stack is None:
+        return 0.0 * step_s
+    return stack.request_s + stack.token_s * prompt_tokens + stack.wait_passes * step_s
 
 
 def with_host(instance: Instance, step: Pass, passing: PassTime, *, is_begun: bool = True) -> PassTime:

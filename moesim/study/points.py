@@ -93,7 +93,7 @@ def measure_point(
     decode = _decode_round(system, workload, concurrency, engine, rng)
     prefill_s, prefill = prefill_rate(system.instance, workload, engine, rng)
     alone_s, alone = _ttft(system.instance, workload, engine, rng)
-    ttft_s = alone_s + float(wait_s(stack_of(calibration), decode.time_s))
+    ttft_s = alone_s + float(wait_s(stack_of(calibration), decode.time_s, float(workload.input_tokens)))
     out = workload.output_tokens
     tpot_s = decode.time_s + max(0.0, decode.requests - 1.0) * prefill_s / out
     cycle_s = decode.time_s + decode.requests * prefill_s / out

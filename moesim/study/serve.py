@@ -21,7 +21,6 @@ from moesim.specs.load import line_of, read_yaml, validate
 from moesim.specs.serving import ArrivalKind, ArrivalSpec, RequestFileSpec, ServeScenarioSpec, ServingSpec
 from moesim.study.requests import read_requests
 from moesim.study.serve_build import Deployment, build_deployment
-from moesim.study.serve_host import hosted_overheads
 from moesim.study.serve_intervals import serve_intervals
 from moesim.study.serve_results import Interval, LatencyResult, ServeResult
 
@@ -131,7 +130,9 @@ def _with_waits(deployment: Deployment, seed: int, folder: Path) -> Deployment:
     gaps = np.asarray(recorder.times["tpot_s"])
     step_s = float(np.nanmean(gaps)) if np.isfinite(gaps).any() else 0.0
     tokens = float(np.mean(recorder.counts["input_tokens"])) if recorder.counts["input_tokens"] else 0.0
-    return replace(deployment, overheads=hosted_overheads(deployment.overheads, deployment.stack, tokens, step_s))
+    own, stack = deployment.overheads, deployment.stack
+    request_s = stack.request_s + stack.token_s * tokens + stack.wait_passes * step_s
+    return replace(deployment, overheads=replace(own, request_s=request_s))
 
 
 def simulate_requests(

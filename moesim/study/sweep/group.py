@@ -380,7 +380,7 @@ class _Group:
         begun = (p == n["cached_prefix_tokens"][row]) * np.maximum(1.0, sequences / float(self.parts.parallel.dp_size))
         decode, prefill = hosted(decode, stack, Phase.DECODE), hosted(prefill, stack, Phase.PREFILL, begun)
         prefill_s, last, ttft_s, alone = self.prefill(prefill, row, len(chunks[0][0]), n)
-        ttft_s = ttft_s + wait_s(stack, decode.time_s)
+        ttft_s = ttft_s + wait_s(stack, decode.time_s, n["input_tokens"])
         in_flight = np.maximum(1.0, n["concurrency"] / n_instances)
         tpot_s = decode.time_s + np.maximum(0.0, in_flight - 1.0) * prefill_s / out_tokens
         rate = n["concurrency"] / (decode.time_s + in_flight * prefill_s / out_tokens)

@@ -17,7 +17,7 @@ from moesim.cost import CostModel, OpCost
 from moesim.cost.energy import DYNAMIC_FRAC
 from moesim.cost.estimate import known_costs
 from moesim.cost.result import Bound
-from moesim.cost.stack import StackParams
+from moesim.cost.stack import StackParams, n_launches
 from moesim.ops import COLLECTIVES, EXCHANGES, Op, OpKind, Phase, Program
 from moesim.specs.base import Origin, weakest
 from moesim.study.host import hosted_s
@@ -39,7 +39,7 @@ class PassTimes:
     """Of every row: time, exposed communication, time weighted by the power its bound draws, and error times time.
 
     `measured_s` is the part of the time that a calibration stands behind, `outside_s` what lies outside its domain, `links_s` the
-    errors of expert exchanges; `n_launched` counts operators, `imbalance` is the fullest expert rank over the mean.
+    errors of expert exchanges; `n_launched` counts kernels, `imbalance` is the fullest expert rank over the mean.
     """
 
     time_s: Floats
@@ -192,7 +192,7 @@ def _timed_together(members: Sequence[tuple[Any, _Priced]]) -> dict[Any, PassTim
             if id(op) not in place:
                 cost = p.costs[id(op)]
                 place[id(op)] = len(table)
-                table.append((_scalars if n == 1 else _parts)(cost, op.kind, n))
+                table.append((_scalars if n == 1 else _parts)(cost, op, n))
                 origins.append(_RANKS[cost.origin])
         rows += [place[id(op)] for op in p.ops]
         repeats += p.repeats
@@ -207,19 +207,19 @@ def _timed_together(members: Sequence[tuple[Any, _Priced]]) -> dict[Any, PassTim
     return found
 
 
-def _scalars(cost: OpCost, kind: OpKind, n: int) -> tuple[float, ...]:
+def _scalars(cost: OpCost, op: Op, n: int) -> tuple[float, ...]:
     """What `_scalar_parts` needs of an operator of one row."""
     if not isinstance(cost.time_s, float):
-        time, comm, power, error_s, measured, outside, links, launched = (float(x[0]) for x in _parts(cost, kind, n))
+        time, comm, power, error_s, measured, outside, links, launched = (float(x[0]) for x in _parts(cost, op, n))
         error = error_s / time if time else 0.0
         return time, 0.0, 0.0, 0.0, 0.0, error, comm, measured, power, outside, links, launched
     parts: Any = (cost.time_s, cost.compute_s, cost.memory_s, cost.link_s, cost.latency_s)
     is_known = cost.error_frac is not None
     error_frac: Any = cost.error_frac if is_known else ASSUMED_ERROR_FRAC
     return (
-        *parts, error_frac, cost.time_s if kind in _COMM else 0.0, cost.time_s if is_known else 0.0, -1.0,
-        cost.time_s if cost.is_extrapolated else 0.0, cost.time_s * error_frac if kind in EXCHANGES else 0.0,
-        0.0 if kind is OpKind.SEND else 1.0,
+        *parts, error_frac, cost.time_s if op.kind in _COMM else 0.0, cost.time_s if is_known else 0.0, -1.0,
+        cost.time_s if cost.is_extrapolated else 0.0, cost.time_s * error_frac if op.kind in EXCHANGES else 0.0,
+        0.0 if op.kind is OpKind.SEND else n_launches(op),
     )  # fmt: skip
 
 
@@ -231,13 +231,13 @@ def _scalar_parts(table: Floats) -> Floats:
     return np.stack([time, comm, power, time * error, measured, outside, links, launched], axis=1)[:, :, None]
 
 
-def _parts(cost: OpCost, kind: OpKind, n: int) -> Any:
+def _parts(cost: OpCost, op: Op, n: int) -> Any:
     """Of one operator run once: time, communication, power, error, measured, outside, exchanges' error, launches, [8, n]."""
     time = rows_of(cost.time_s)
     error = time * (ASSUMED_ERROR_FRAC if cost.error_frac is None else rows_of(cost.error_frac))
     parts = (
-        time, time if kind in _COMM else 0.0, time * _power(cost), error, 0.0 if cost.error_frac is None else time,
-        _outside(cost, time), error if kind in EXCHANGES else 0.0, 0.0 if kind is OpKind.SEND else 1.0,
+        time, time if op.kind in _COMM else 0.0, time * _power(cost), error, 0.0 if cost.error_frac is None else time,
+        _outside(cost, time), error if op.kind in EXCHANGES else 0.0, 0.0 if op.kind is OpKind.SEND else n_launches(op),
     )  # fmt: skip
     return [np.broadcast_to(np.asarray(x, dtype=float), (n,)) for x in parts]
 
@@ -297,7 +297,7 @@ class _Sums:
         self.outside = self.outside + _outside(cost, time)
         if op.kind in EXCHANGES:
             self.links = self.links + error
-        self.launched += 0.0 if op.kind is OpKind.SEND else repeat
+        self.launched += 0.0 if op.kind is OpKind.SEND else n_launches(op) * repeat
         self.origins.add(cost.origin)
 
     def result(self, imbalance: Any) -> PassTimes:
