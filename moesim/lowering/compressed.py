@@ -5,6 +5,8 @@ Letters: t tokens on the rank, S context, r tokens to a row, h heads, d head wid
 
 from __future__ import annotations
 
+from math import ceil
+
 from moesim.lowering.common import Context, causal_pairs, collective, elementwise, gemm
 from moesim.ops import AttentionShape, Num, Op, OpKind, Phase, Work, minimum
 from moesim.specs.dtypes import Dtype
@@ -13,6 +15,8 @@ from moesim.specs.model import CompressedAttention, GqaAttention
 __all__ = ["lower_block_index", "lower_compressed"]
 
 GROUP = "attention"
+#: Sparse kernels run whole blocks of this many heads: a rank with fewer costs as much (FlashMLA; vLLM pads to 64 or 128).
+_PADDED_HEADS = 64.0
 
 
 def lower_compressed(ctx: Context, a: CompressedAttention) -> list[Op]:
@@ -98,8 +102,9 @@ def _scores(ctx: Context, a: CompressedAttention, heads: float) -> list[Op]:
     work = Work(ctx.sequences * pairs / cp * (4.0 * heads * d), (read / cp if is_decode else read) + act, act)
     # a causal pass over `seen` keys has as many pairs as this one
     seen = pairs / step.new_tokens + (step.new_tokens - 1.0) * 0.5
+    run = _PADDED_HEADS * ceil(heads / _PADDED_HEADS)
     shape = AttentionShape(
-        ctx.sequences, step.new_tokens, seen / (cp if is_decode else 1), heads, 1.0, d, d, None, True
+        ctx.sequences, step.new_tokens, seen / (cp if is_decode else 1), run, 1.0, d, d, None, is_decode
     )
     ops = [Op("attention_scores", _kind(ctx), work, shape, _arithmetic(ctx), GROUP)]
     if cp > 1:
