@@ -1,0 +1,109 @@
+"""Predicted times of whole attention modules of DeepSeek-V4 and MiniMax-M3 against measured ones that no fit saw.
+
+Needs the published tables: `pip install aiconfigurator-core==0.12.0` (82 MB, Linux), or its unpacked folder as --source.
+
+    python benchmarks/calibration/sparse_modules.py --source FOLDER [--device b200_sxm] [--sample 1500]
+
+A row is one module (projections, norms, index, scores, output) of one layer on one rank: vLLM 0.24. Each is lowered as the
+simulator lowers it, all-reduces left out, and priced with the device's vLLM tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moesim.cost.estimate import CostModel
+from moesim.lowering.attention import lower_attention
+from moesim.lowering.common import Context, Pass
+from moesim.ops import OpKind, Phase
+from moesim.specs.attention import Attention, CompressedAttention, GqaAttention
+from moesim.specs.catalog import load_hardware, load_model
+from moesim.specs.model import ModelSpec
+from moesim.specs.parallel import ParallelSpec
+from moesim.study.calibrated import calibration_for
+
+CLUSTERS = {"b200_sxm": "hgx_b200", "h200_sxm": "hgx_h200", "h100_sxm": "hgx_h100"}
+TABLES = {
+    "DeepSeek-V4, 4 tokens a row": ("sparse_attention", "dsv4_csa"),
+    "DeepSeek-V4, 128 tokens a row": ("sparse_attention", "dsv4_hca"),
+    "MiniMax-M3": ("msa", "msa"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--device", action="append", choices=CLUSTERS)
+    parser.add_argument("--sample", type=int, default=1500, help="rows of each table, drawn with seed 0; 0 takes all")
+    settings = parser.parse_args()
+    print("| module | device | pass | rows | mean error | median error | bias (median) |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (folder, prefix) in TABLES.items():
+        for device in settings.device or CLUSTERS:
+            for kind in ("generation", "context"):
+                path = (
+                    settings.source
+                    / "systems/data"
+                    / device
+                    / folder
+                    / f"vllm/0.24.0/{prefix}_{kind}_module_perf.parquet"
+                )
+                if path.is_file():
+                    print(line(name, device, kind, ratios(pd.read_parquet(path), device, kind, settings.sample)))
+
+
+def line(name: str, device: str, kind: str, found: np.ndarray) -> str:
+    off = np.abs(found - 1.0)
+    what = "decode" if kind == "generation" else "prefill"
+    numbers = f"{off.mean():.0%} | {np.median(off):.0%} | {np.median(found) - 1.0:+.0%}"
+    return f"| {name} | {device} | {what} | {len(found):,} | {numbers} |"
+
+
+def ratios(table: pd.DataFrame, device: str, kind: str, sample: int) -> np.ndarray:
+    """Predicted over measured for the rows of shapes that a model has, in the formats that it is served in."""
+    if "compress_ratio" not in table:
+        table = table[(table.gemm_type == "bfloat16") & (table.kv_cache_dtype == "bfloat16")]
+        table = table[table.num_heads.isin([8, 16, 32, 64])]
+    if sample and len(table) > sample:
+        table = table.sample(sample, random_state=0)
+    cost = CostModel.of(load_hardware(CLUSTERS[device]), calibration_for("vllm:tables", device))
+    found = []
+    for row in table.itertuples():
+        for model, attention, n_ranks in shapes(row):
+            step = _step(row, kind)
+            ops = lower_attention(Context.of(model, ParallelSpec(tp_size=n_ranks), step), attention)
+            inside = [op for op in ops if op.kind is not OpKind.ALL_REDUCE and op.name != "attention_norm"]
+            found.append(sum(float(np.max(c.time_s)) for c in cost.costs(inside)) / (row.latency * 1e-3))
+    return np.asarray(found)
+
+
+def shapes(row: Any) -> Iterator[tuple[ModelSpec, Attention, int]]:
+    """The model, layer and split that a row is of; nothing for heads that none has."""
+    is_m3 = "MiniMax" in row.model
+    name = "minimax-m3" if is_m3 else "deepseek-v4-pro" if "Pro" in row.model else "deepseek-v4-flash"
+    model = load_model(name)
+    for layer, _ in model.layer_kinds:
+        a = layer.attention
+        if isinstance(a, GqaAttention) and a.index_topk and a.n_heads % row.num_heads == 0:
+            yield model, a, a.n_heads // row.num_heads
+            return
+        if isinstance(a, CompressedAttention) and a.compress_ratio == row.compress_ratio:
+            if row.num_heads * row.tp_size == a.n_heads:
+                yield model, a, int(row.tp_size)
+            return
+
+
+def _step(row: Any, kind: str) -> Pass:
+    if kind == "generation":
+        return Pass(Phase.DECODE, float(row.batch_size), 1.0, float(row.step))
+    return Pass(Phase.PREFILL, float(row.batch_size), float(row.isl), float(row.step))
+
+
+if __name__ == "__main__":
+    main()
