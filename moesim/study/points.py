@@ -23,6 +23,7 @@ from moesim.specs.model import MoeFfn
 from moesim.specs.scenario import Engine
 from moesim.specs.workload import WorkloadSpec
 from moesim.study.calibrated import basis_of
+from moesim.study.chunks import time_of_chunks
 from moesim.study.host import wait_s, with_host
 from moesim.study.instance import Instance, PassTime
 from moesim.study.results import Point
@@ -230,8 +231,8 @@ def prefill_rate(
     per_rank = max(1, workload.max_pass_tokens // new)
     n_together = per_rank * instance.parallel.dp_size
     passes = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens, n_together)
-    timed = [time_pass(instance, step, engine, rng, is_begun=i == 0) for i, step in enumerate(passes)]
-    return sum(t.time_s for t in timed) / n_together / instance.parallel.pp_size, timed[-1]
+    total_s, last = time_of_chunks(passes, lambda step, first: time_pass(instance, step, engine, rng, is_begun=first))
+    return total_s / n_together / instance.parallel.pp_size, last
 
 
 def _ttft(
@@ -240,8 +241,7 @@ def _ttft(
     """Seconds of a prompt's passes with nothing else in them, and the last of them."""
     new = workload.input_tokens - workload.cached_prefix_tokens
     passes = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens)
-    timed = [time_pass(instance, step, engine, rng, is_begun=i == 0) for i, step in enumerate(passes)]
-    return sum(t.time_s for t in timed), timed[-1]
+    return time_of_chunks(passes, lambda step, first: time_pass(instance, step, engine, rng, is_begun=first))
 
 
 def _energy_per_token(
