@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
 
 from moesim.report.colours import stand_in, system_colour
 from moesim.report.document import Cell, Document, FigureBlock, Paragraph, Section, Table
@@ -11,6 +13,10 @@ from moesim.report.page import render_page
 from moesim.report.svg import drawing, log_axis, to_svg
 from moesim.study.validate.accuracy import Accuracy, Judged, accuracy_table
 from moesim.study.validate.causes import suspected_cause
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["validation_document", "write_validation"]
 
@@ -59,22 +65,31 @@ def _answer(rows: Sequence[Judged], name: str) -> Section:
 
 
 def _table(rows: Sequence[Accuracy]) -> Table:
-    cells = tuple(
-        (
-            Cell(a.name), Cell(a.metric), Cell(str(a.n)), Cell(f"{a.mean_abs_frac:.1%}"), Cell(f"{a.median_abs_frac:.1%}"),
-            Cell(f"{a.bias_frac:+.1%}"), Cell(f"{a.coverage_frac:.0%}"),
-        )
-        for a in rows
-    )  # fmt: skip
-    headings = ("runs", "what", "n", "mean error", "median error", "bias", "inside 90%")
-    return Table(
-        "accuracy",
-        "Accuracy by group",
-        headings,
-        (False, False, *[True] * 5),
-        cells,
-        "Measured by others; projected here.",
+    """One line per group: TPOT, then TTFT."""
+    of = {(a.name, a.metric): a for a in rows}
+    cells = []
+    for name in dict.fromkeys(a.name for a in rows):
+        pair = [of.get((name, metric)) for metric in ("TPOT", "TTFT")]
+        n = next(str(a.n) for a in pair if a is not None)
+        cells.append((Cell(name.replace(" on ", " on\u00a0")), Cell(n), *(c for a in pair for c in _figures_of(a))))
+    headings = (
+        "runs",
+        "n",
+        *(f"{m} {what}" for m in ("TPOT", "TTFT") for what in ("mean", "median", "bias", "in 90%")),
     )
+    return Table(
+        "accuracy", "Accuracy by group: mean and median of the error's size, mean error, share inside the 90% interval", headings,
+        (False, *[True] * 9), tuple(cells), "Measured by others; projected here.",
+    )  # fmt: skip
+
+
+def _figures_of(a: Accuracy | None) -> tuple[Cell, ...]:
+    if a is None:
+        return (Cell("-"),) * 4
+    return (
+        Cell(f"{a.mean_abs_frac:.1%}"), Cell(f"{a.median_abs_frac:.1%}"), Cell(f"{a.bias_frac:+.1%}"),
+        Cell(f"{a.coverage_frac:.0%}"),
+    )  # fmt: skip
 
 
 def _scatter(rows: Sequence[Judged], what: str, of: Callable[[Judged], str]) -> FigureBlock:
@@ -83,81 +98,103 @@ def _scatter(rows: Sequence[Judged], what: str, of: Callable[[Judged], str]) -> 
         for which, axes in ((1, axes_list[0]), (0, axes_list[1])):
             measured = [(r.measured(which) or 0.0) * 1e3 for r in rows]
             low, high = min(measured) / 1.5, max(measured) * 1.5
-            axes.plot([low, high], [low, high], color=stand_in("ink"), linewidth=1.0)
-            axes.fill_between(
-                [low, high],
-                [0.9 * low, 0.9 * high],
-                [1.1 * low, 1.1 * high],
-                color=stand_in("soft"),
-                alpha=0.25,
-                linewidth=0,
-            )
             for i, name in enumerate(names):
                 some = [r for r in rows if of(r) == name]
                 axes.scatter(
-                    [(r.measured(which) or 0.0) * 1e3 for r in some], [r.projected[which] * 1e3 for r in some], s=7.0,
-                    color=stand_in(system_colour(i)), alpha=0.6, linewidths=0, label=name,
+                    [(r.measured(which) or 0.0) * 1e3 for r in some], [r.projected[which] * 1e3 for r in some], s=11.0,
+                    color=stand_in(system_colour(i)), alpha=0.45, linewidths=0, label=name, zorder=2,
+                )  # fmt: skip
+            # the line and the edges of the band lie over the points, or thousands of them would hide both
+            axes.plot([low, high], [low, high], color=stand_in("ink"), linewidth=1.1, zorder=3)
+            for ratio in (0.9, 1.1):
+                axes.plot(
+                    [low, high], [ratio * low, ratio * high], color=stand_in("ink"), linewidth=0.6, linestyle=(0, (4, 3)),
+                    zorder=3,
                 )  # fmt: skip
             axes.set_xlim(low, high)
             axes.set_ylim(low, high)
             log_axis(axes, "x")
             log_axis(axes, "y")
-            axes.set_title(f"{METRICS[which]} (ms)")
-            axes.set_xlabel("measured")
-        axes_list[0].set_ylabel("projected")
-        figure.legend(*axes_list[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        inside = sum(abs(r.error(1) or 0.0) <= 0.1 for r in rows) / len(rows)
-        alt = f"Projected against measured TPOT and TTFT of {len(rows)} runs by {what}; {inside:.0%} of TPOT lie within 10%."
+            axes.set_title(METRICS[which])
+            axes.set_xlabel("measured, ms")
+        axes_list[0].set_ylabel("projected, ms")
+        _legend(figure, axes_list[0], 4)
+        alt = f"Projected against measured TPOT and TTFT of {len(rows)} runs by {what}."
         svg = to_svg(figure, f"fig-by-{what.lower()}", f"By {what}", alt)
-    return FigureBlock(f"by-{what.lower()}", f"By {what}", alt, svg, "The line is equality, the band +-10%.")
+    shares = "; ".join(f"{name} {_near(rows, of, name, 1):.0%} and {_near(rows, of, name, 0):.0%}" for name in names)
+    caption = f"Solid: equality; dashed: +-10%. Of TPOT and of TTFT lie within 10%: {shares}."
+    return FigureBlock(f"by-{what.lower()}", f"By {what}", alt, svg, caption)
+
+
+def _near(rows: Sequence[Judged], of: Callable[[Judged], str], name: str, which: int) -> float:
+    errors = [abs(r.error(which) or 0.0) for r in rows if of(r) == name]
+    return sum(e <= 0.1 for e in errors) / max(1, len(errors))
+
+
+def _legend(figure: Figure, axes: Axes, n_columns: int) -> None:
+    """Names under the axes with marks large enough to tell their colours."""
+    marks, names = axes.get_legend_handles_labels()
+    found = figure.legend(marks, names, loc="outside lower center", ncols=n_columns, markerscale=2.4, handletextpad=0.2)
+    for mark in found.legend_handles:
+        if mark is not None:
+            mark.set_alpha(1.0)
 
 
 def _against_concurrency(rows: Sequence[Judged]) -> FigureBlock:
-    with drawing(3.4, 2) as (figure, axes_list):
+    names = sorted({r.row.backend for r in rows})
+    levels = sorted({r.row.concurrency for r in rows})
+    with drawing(3.6, 2) as (figure, axes_list):
         for which, axes in ((1, axes_list[0]), (0, axes_list[1])):
+            axes.axhspan(-0.1, 0.1, color=stand_in("soft"), alpha=0.2, linewidth=0)
             axes.axhline(0.0, color=stand_in("ink"), linewidth=1.0)
-            axes.axhspan(-0.1, 0.1, color=stand_in("soft"), alpha=0.25, linewidth=0)
-            for i, name in enumerate(sorted({r.row.backend for r in rows})):
+            for i, name in enumerate(names):
+                # stacks stand side by side at each concurrency
+                shift = 1.1 ** (i - 0.5 * (len(names) - 1))
+                colour = stand_in(system_colour(i))
                 some = [r for r in rows if r.row.backend == name]
                 axes.scatter(
-                    [r.row.concurrency for r in some], [max(-1.0, min(2.0, r.error(which) or 0.0)) for r in some], s=7.0,
-                    color=stand_in(system_colour(i)), alpha=0.5, linewidths=0, label=name,
+                    [shift * r.row.concurrency for r in some], [_clipped(r, which) for r in some], s=9.0, color=colour, alpha=0.3,
+                    linewidths=0, label=name,
                 )  # fmt: skip
-            log_axis(axes, "x")
+                known = [c for c in levels if any(r.row.concurrency == c for r in some)]
+                middle = [median(_clipped(r, which) for r in some if r.row.concurrency == c) for c in known]
+                axes.plot([shift * c for c in known], middle, color=colour, linewidth=1.4, marker="_", markersize=9.0)
+            log_axis(axes, "x", [float(c) for c in levels], [f"{c:g}" for c in levels])
             axes.set_title(f"{METRICS[which]}: projected over measured, less one")
             axes.set_xlabel("requests in flight")
-        figure.legend(*axes_list[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        _legend(figure, axes_list[0], 3)
         alt = f"Error against requests in flight of {len(rows)} runs; errors beyond 2 are drawn at 2."
         svg = to_svg(figure, "fig-concurrency", "Error against concurrency", alt)
-    return FigureBlock("concurrency", "Error against concurrency", alt, svg)
+    caption = "Points are runs, lines medians; the band is +-10%. What was measured at twice the projection is at -0.5."
+    return FigureBlock("concurrency", "Error against concurrency", alt, svg, caption)
+
+
+def _clipped(judged: Judged, which: int) -> float:
+    return max(-1.0, min(2.0, judged.error(which) or 0.0))
 
 
 def _coverage(rows: Sequence[Judged]) -> FigureBlock:
-    names = sorted({f"{r.row.model.split('/')[-1]} {r.row.system} {r.row.backend}" for r in rows})
-    shares = {
-        which: [
-            _share([r for r in rows if f"{r.row.model.split('/')[-1]} {r.row.system} {r.row.backend}" == name], which)
-            for name in names
-        ]
-        for which in (0, 1)
-    }
+    def group(r: Judged) -> str:
+        return f"{r.row.model.split('/')[-1]} {r.row.system} {r.row.backend}"
+
+    names = sorted({group(r) for r in rows}, reverse=True)
+    shares = {w: [_share([r for r in rows if group(r) == name], w) for name in names] for w in (0, 1)}
     with drawing(0.24 * len(names) + 1.0) as (figure, (axes,)):
-        axes.axvspan(0.85, 0.95, color=stand_in("soft"), alpha=0.3, linewidth=0)
+        axes.axvspan(0.85, 0.95, color=stand_in("soft"), alpha=0.2, linewidth=0)
+        axes.axvline(0.9, color=stand_in("ink"), linewidth=1.0)
         for which in (1, 0):
             axes.plot(
-                shares[which],
-                range(len(names)),
-                "o" if which else "s",
-                color=stand_in(system_colour(which)),
-                label=METRICS[which],
-            )
+                shares[which], [i + (0.13 if which else -0.13) for i in range(len(names))], "o" if which else "s",
+                color=stand_in(system_colour(which)), label=METRICS[which],
+            )  # fmt: skip
         axes.set_yticks(range(len(names)), names)
-        axes.set_xlim(0.0, 1.03)
+        axes.set_xlim(min(0.5, min(min(s) for s in shares.values()) - 0.05), 1.03)
         axes.set_xlabel("part of the measurements inside the 90% interval")
         figure.legend(loc="outside lower center", ncols=2)
         alt = f"Coverage of 90% intervals in {len(names)} groups; the band is 85 to 95%."
         svg = to_svg(figure, "fig-coverage", "Coverage", alt)
-    return FigureBlock("coverage", "How often the 90% interval holds the measurement", alt, svg)
+    caption = "The line is 90%, the band 85 to 95%. Small groups scatter: one run of two is half."
+    return FigureBlock("coverage", "How often the 90% interval holds the measurement", alt, svg, caption)
 
 
 def _share(rows: Sequence[Judged], which: int) -> float:
