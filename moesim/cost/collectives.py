@@ -82,8 +82,9 @@ def inside_domain(kind: OpKind, n: int, size: Num, network: Network, *, alone: b
     part = size * ((n - 1) / n) / rate
     rounds = 2.0 if kind is OpKind.ALL_REDUCE else 1.0
     if not network.is_switched:
-        if network.shared_bytes_per_s is not None:
-            part = size * ((n - 1) / n) / min(rate, network.shared_bytes_per_s / n)
+        root = network.root_bytes_per_s(n)
+        if root is not None:
+            part = size * ((n - 1) / n) / min(rate, root)
         n_dims = max(1, (network.n_neighbours or 2) // 2) if network.topology is Topology.TORUS else 1
         steps = float(n - 1) if n_dims == 1 else n_dims * (n ** (1.0 / n_dims) - 1.0)
         return {"ring": (part * rounds, latency * steps * rounds)}
@@ -102,9 +103,10 @@ def _by_library(
 ) -> Mapping[str, Parts]:
     peak = network.pair_bytes_per_s(n) / network.up_frac
     link_s, latency_s = library.ring(kind, n, size, peak)
-    if network.shared_bytes_per_s is not None:
+    root = network.root_bytes_per_s(n)
+    if root is not None:
         rounds = 2.0 if kind is OpKind.ALL_REDUCE else 1.0
-        link_s = maximum(link_s, size * (rounds * (n - 1) / network.shared_bytes_per_s))
+        link_s = maximum(link_s, size * (rounds * (n - 1) / n / root))
     found: dict[str, Parts] = {"ring": (link_s, latency_s)}
     if kind is OpKind.ALL_REDUCE and network.is_switched:
         if alone:

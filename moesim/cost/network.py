@@ -34,6 +34,7 @@ class Network:
     n_neighbours: int | None = None
     reduces_in_switch: bool = False
     shared_bytes_per_s: float | None = None
+    n_below_root: int = 1
     fabric: FabricSpec | None = None
     up_reference_bytes_per_s: float = 1.0
     nic_reference_bytes_per_s: float = 1.0
@@ -61,6 +62,7 @@ class Network:
             n_neighbours=up.n_neighbours if up else None,
             reduces_in_switch=up is not None and up.in_switch == "reduce",
             shared_bytes_per_s=_through_root(up) if up else None,
+            n_below_root=(up.n_below_root or 1) if up else 1,
             fabric=fabric,
             up_reference_bytes_per_s=fabric.up_peak_bytes_per_s * up_frac if fabric else 1.0,
             nic_reference_bytes_per_s=fabric.nic_peak_bytes_per_s * nic_frac if fabric else 1.0,
@@ -99,9 +101,14 @@ class Network:
             n_dims = max(1, (self.n_neighbours or 2) // 2)
             side = n_ranks ** (1.0 / n_dims)
             rate /= max(1.0, n_dims * side / 4.0)
-        if self.shared_bytes_per_s is not None and n_ranks > 1:
-            rate = min(rate, self.shared_bytes_per_s / n_ranks)
-        return rate
+        root = self.root_bytes_per_s(n_ranks)
+        return rate if root is None else min(rate, root)
+
+    def root_bytes_per_s(self, n_ranks: int) -> float | None:
+        """A rank's share of what a host tree's root carries; None where nothing has to cross it."""
+        if self.shared_bytes_per_s is None or n_ranks <= self.n_below_root:
+            return None
+        return self.shared_bytes_per_s / n_ranks
 
 
 def _through_root(link: LinkSpec) -> float | None:

@@ -121,7 +121,8 @@ class LinkSpec(Sourced):
     is busy per message besides moving bytes. `n_neighbours` devices share the ports out among them: all others in a mesh, two
     per dimension in a torus; None where a switch or a host lies between (or, in a torus, for one ring). `in_switch` "reduce"
     is a switch that adds and multicasts (NVLink SHARP). In a host tree all devices together pass at most `shared_bytes_per_s`
-    through the root, twice where peers cannot reach each other (`peer_access` "through_host").
+    through the root, twice where peers cannot reach each other (`peer_access` "through_host"); `n_below_root` of them reach each
+    other without it.
     """
 
     name: str
@@ -134,6 +135,7 @@ class LinkSpec(Sourced):
     in_switch: Literal["forward", "reduce"] = "forward"
     shared_bytes_per_s: BytesPerS | None = None
     peer_access: Literal["direct", "through_host"] = "direct"
+    n_below_root: Count | None = None
     note: str | None = None
 
 

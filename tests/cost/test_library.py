@@ -72,3 +72,14 @@ def test_devices_that_were_left_out(device: str, kind: OpKind, n: int, n_bytes: 
 def test_links_that_no_such_library_drives_stay_as_they_were() -> None:
     assert CostModel.of(load_hardware("tpu_v5e", 8)).network.library is None
     assert CostModel.of(load_hardware("mi300x", 8)).network.library == LIBRARIES
+
+
+def test_a_pair_below_the_root_does_not_share_it() -> None:
+    network = CostModel.of(load_hardware("l40s_8", 8)).network
+    assert network.root_bytes_per_s(2) is None
+    assert network.root_bytes_per_s(8) == pytest.approx(17e9 / 8)
+    assert network.scatter_bytes_per_s(2) == network.up_bytes_per_s
+    ring_s = [inside_domain(OpKind.ALL_GATHER, n, 512e6, network, alone=True)["ring"][0] for n in (2, 4, 8)]
+    # a pair is held up by its ports, the others by the root: 512 MB x (n-1)/n at 17 GB/s over n
+    assert ring_s[0] < 0.02
+    assert ring_s[1:] == [pytest.approx(0.512 * 3 / 17), pytest.approx(0.512 * 7 / 17)]
