@@ -88,7 +88,7 @@ def results_table(result: RunResult, concurrencies: Sequence[int], key: str, cap
         "System",
         *(c[0] for c in _COSTS),
         "Weights (GB per device)",
-        "Interval",
+        "Weakest input",
     )
     rows = []
     for concurrency in concurrencies:
@@ -322,7 +322,7 @@ def _ratio_cell(ratio: float | None, ends: tuple[float, float] | None = None) ->
 def _error_cell(point: Point) -> Cell:
     if point.error_frac is None:
         return Cell("assumption only", tip="no interval: nothing was measured that could give one", badge=point.origin)
-    return Cell("90%", tip=f"from {point.interval_basis}", badge=point.origin)
+    return Cell("", tip=f"90% intervals from {point.interval_basis}", badge=point.origin)
 
 
 def _badge(origin: Origin) -> Cell:

@@ -171,11 +171,14 @@ def _point(c: int, kind: SystemKind, n: float, active: float, kv: float, per_ran
     ttft = 2 * active * 1024 / 2 / (0.55 * PEAK) + 3e-3
     tpot = step + ttft * c / 256 * 0.2
     rate = c / (tpot + ttft / 256)
+    ends = {"ttft_s": (0.8 * ttft, 1.5 * ttft), "tpot_s": (0.82 * tpot, 1.18 * tpot)}
+    basis = "serving runs that no fit saw"
     return Point(
         concurrency=c, outcome="ok", ttft_s=ttft, tpot_s=tpot, decode_step_s=step, output_tokens_per_s=rate,
         output_tokens_per_s_per_device=rate / 2, output_tokens_per_s_per_user=1 / tpot,
         energy_j_per_output_token=2 * 480 / rate, usd_per_million_output_tokens=2 * PRICE / 3600 / rate * 1e6,
         weight_bytes_read_per_step=read, error_frac=0.18 if kind is SystemKind.MOE else None,
+        intervals=ends if kind is SystemKind.MOE else {}, interval_basis=basis if kind is SystemKind.MOE else "assumption only",
         origin=Origin.FITTED if kind is SystemKind.MOE else Origin.ASSUMPTION,
     )  # fmt: skip
 

@@ -131,7 +131,12 @@ def test_every_table_says_how_well_founded_it_is(page: Reader, html: str) -> Non
         assert f'class="badge {origin}"' in html
         assert f".badge.{origin}" in html
     assert "rows without one are assumption only" in html
-    assert "90% interval ±18%" in html
+    assert "90% intervals from serving runs that no fit saw" in html
+
+
+def test_numbers_show_their_intervals(page: Reader, html: str) -> None:
+    assert 'class="ends">[' in html
+    assert "assumption only" in html
 
 
 def test_every_figure_has_a_title_and_a_text(page: Reader, html: str) -> None:
