@@ -17,7 +17,7 @@ from moesim.report.sweep_figures import bars, heat, parallel, pareto
 from moesim.report.text import ORIGIN_WORDS
 from moesim.specs.sweep import Question
 from moesim.study.sweep.findings import best_case, effects, front, swings
-from moesim.study.sweep.laws import LAW_SOURCES
+from moesim.study.sweep.law_words import law_notes
 from moesim.study.sweep.results import SweepResult
 from moesim.study.sweep.sentences import conclusions
 from moesim.study.sweep.words import COLUMN_WORDS, column_words, path_words, value_text
@@ -119,7 +119,7 @@ def _notes(result: SweepResult) -> tuple[str, ...]:
     if origins:
         notes.append(f"The weakest origin among the inputs of the times: {', '.join(origins)}.")
     if result.spec.law is not None:
-        notes.append(f"Losses: {LAW_SOURCES[result.spec.law.name]}.")
+        notes += law_notes(result)
     if result.engine == "analytic":
         notes.append(
             "Times are closed forms under expected expert loads; drawn loads and contention are left to the flow engine."

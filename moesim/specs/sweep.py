@@ -188,9 +188,13 @@ class ConstraintSpec(Frozen):
 
 
 class LawSpec(Frozen):
-    """A scaling law that predicts a loss for each case from its training tokens: `clark_2022_hoffmann_2022`."""
+    """Scaling laws that predict a loss for each case from its training tokens; `other` is reported beside `name`.
+
+    `clark_2022_hoffmann_2022`, `clark_2022_besiroglu_2024` or `joint_2025`.
+    """
 
     name: str = "clark_2022_hoffmann_2022"
+    other: str | None = None
 
 
 class Question(StrEnum):

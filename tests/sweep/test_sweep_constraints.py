@@ -5,7 +5,8 @@ from sweep_base import BASE, make
 from moesim.specs.catalog import load_model
 from moesim.specs.sweep import ConstraintSpec
 from moesim.study.sweep import run_sweep
-from moesim.study.sweep.laws import clark_hoffmann_loss, dense_equivalent
+from moesim.study.sweep.laws import LAWS, dense_equivalent, joint_loss
+from moesim.study.sweep.sentences import conclusions
 
 GRID = [
     {"path": "model.n_routed_experts", "values": [32, 64, 128, 256]},
@@ -74,11 +75,43 @@ def test_training_compute_buys_tokens():
 
 
 def test_law_by_hand():
-    # E = 1 is a dense model: Hoffmann's law alone, 1.69 + 406.4 / N^0.34 + 410.7 / D^0.28
+    # E = 1 is a dense model: Hoffmann's law alone, 1.69 + 406.4 / N^0.34 + 410.7 / D^0.28, or what was fitted to its runs again
     assert float(dense_equivalent(1e9, 1.0)) == pytest.approx(1e9)
-    assert float(clark_hoffmann_loss(1e9, 1.0, 2e10)) == pytest.approx(1.69 + 406.4 / 1e9**0.34 + 410.7 / 2e10**0.28)
+    loss = LAWS["clark_2022_hoffmann_2022"].loss(1e9, 1.0, 2e10)
+    assert float(loss) == pytest.approx(1.69 + 406.4 / 1e9**0.34 + 410.7 / 2e10**0.28)
+    again = LAWS["clark_2022_besiroglu_2024"].loss(1e9, 1.0, 2e10)
+    assert float(again) == pytest.approx(1.8172 + 482.01 / 1e9**0.3478 + 2085.43 / 2e10**0.3658)
     assert float(dense_equivalent(1e9, 64.0)) > 2e9
     assert float(dense_equivalent(2e13, 64.0)) == 2e13  # never worse than its active parameters
+
+
+@pytest.mark.parametrize(("experts", "m", "mu", "n", "nu"), [
+    (1, 30.3640, -0.1817, 53.9838, -0.1965), (2, 27.7982, -0.1780, 66.8401, -0.2065), (4, 24.8462, -0.1731, 87.7022, -0.2192),
+    (8, 21.8330, -0.1676, 119.9126, -0.2338),
+    (16, 19.0159, -0.1617, 167.5073, -0.2494), (32, 16.5424, -0.1557, 234.6726, -0.2652),
+])  # fmt: skip
+def test_the_joint_law_reduces_to_its_published_table(experts, m, mu, n, nu):
+    """Table 4 of arXiv 2502.05172: the law at a fixed number of experts is m N^mu + n D^nu + 1.3637."""
+    for size, tokens in ((8e7, 5e8), (1e9, 2e10), (2.7e9, 8e10)):
+        expected = m * size**mu + n * tokens**nu + 1.3637
+        assert float(joint_loss(size, float(experts), tokens)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_two_laws_side_by_side_and_how_far_they_are_stretched():
+    axes = [
+        {"path": "training.compute_flop", "values": [1e20, 1e24]},
+        {"path": "model.n_routed_experts", "values": [32, 256]},
+    ]
+    report = {"question": "training", "objective": "loss"}
+    spec = make(axes, law={"name": "joint_2025", "other": "clark_2022_hoffmann_2022"}, report=report)
+    result = run_sweep(spec)
+    assert np.isfinite(result.number("other_loss")).all()
+    assert not np.allclose(result.number("other_loss"), result.number("loss"))
+    first, _, last = conclusions(result, [], [])
+    assert "by the joint MoE law" in first
+    assert "by Hoffmann over Clark" in first
+    assert "2502.05172" in last
+    assert "100% of cases beyond its 2.7B active parameters" in last
 
 
 @pytest.mark.parametrize("fields", [

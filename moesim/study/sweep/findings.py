@@ -148,7 +148,7 @@ def swings(result: SweepResult, case: int) -> list[Swing]:
     layout = result.layout
     if layout.engine is not SweepEngine.ANALYTIC or isinstance(layout.base, ServeScenarioSpec):
         return []
-    if result.spec.report.objective.startswith(("loss", "usd_ratio", "tpot_ratio")):
+    if result.spec.report.objective.startswith(("loss", "other_loss", "usd_ratio", "tpot_ratio")):
         return []
     paths = {read_path(c.path, layout.base, layout.system): c.of(case) for c in layout.columns}
     variant = variant_of(layout.base, {p: v for p, v in paths.items() if not p.is_number})
@@ -165,7 +165,7 @@ def swings(result: SweepResult, case: int) -> list[Swing]:
         if (name in numbers or layout.tasks[0].rules.targets) and np.isfinite(solved):
             numbers[name] = np.asarray([solved])
     numbers.pop("split", None)
-    rules = Rules((), None, layout.tasks[0].rules.seed)
+    rules = Rules(seed=layout.tasks[0].rules.seed)
     base = _objective(result, variant, numbers, rules)
     found = []
     for what, change in _changes(variant, numbers).items():

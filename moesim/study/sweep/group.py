@@ -35,7 +35,7 @@ from moesim.study.kernels import as_run
 from moesim.study.links import scaled_cost
 from moesim.study.resolve import resolve_model
 from moesim.study.sweep.constraints import Target, solve_experts, split_experts
-from moesim.study.sweep.laws import loss_of
+from moesim.study.sweep.laws import LAWS
 from moesim.study.sweep.passes import Passes, is_even
 from moesim.study.sweep.paths import Variant, patched_model
 from moesim.study.sweep.pricing import Lowered, PassTimes, exposure_in, hosted, priced
@@ -52,10 +52,10 @@ BAD_SHAPE = "invalid shape"
 WITH_ENDS = ("ttft_s", "tpot_s", "output_tokens_per_s", "usd_per_million_output_tokens", "energy_j_per_output_token")
 #: Result columns that hold numbers, in order.
 NUMBERS = (
-    "n_params", "n_active_params", "n_experts", "top_k", "expert_width", "concurrency", "train_tokens", "loss", "n_instances",
-    "memory_bytes", "ttft_s", "tpot_s", "decode_step_s", "output_tokens_per_s", "output_tokens_per_s_per_device",
-    "output_tokens_per_s_per_user", "usd_per_million_output_tokens", "energy_j_per_output_token", "exposed_comm_frac",
-    "rank_imbalance_ratio", "error_frac",
+    "n_params", "n_active_params", "n_experts", "top_k", "expert_width", "concurrency", "train_tokens", "loss", "other_loss",
+    "n_instances", "memory_bytes", "ttft_s", "tpot_s", "decode_step_s", "output_tokens_per_s",
+    "output_tokens_per_s_per_device", "output_tokens_per_s_per_user", "usd_per_million_output_tokens",
+    "energy_j_per_output_token", "exposed_comm_frac", "rank_imbalance_ratio", "error_frac",
     *(f"{name}_{end}" for name in WITH_ENDS for end in ("low", "high")),
 )  # fmt: skip
 
@@ -66,6 +66,7 @@ class Rules:
 
     targets: tuple[Target, ...] = ()
     law: str | None = None
+    other_law: str | None = None
     seed: int = 0
 
 
@@ -274,9 +275,10 @@ class _Group:
                 flop = target.value
         if flop is not None:
             out["train_tokens"][:] = flop / (6.0 * out["n_active_params"])
-            if self.rules.law is not None:
-                per_choice = out["n_experts"] / out["top_k"] if ffn is not None else 1.0
-                out["loss"][:] = loss_of(self.rules.law, out["n_active_params"], per_choice, out["train_tokens"])
+            per_choice = out["n_experts"] / out["top_k"] if ffn is not None else 1.0
+            for column, law in (("loss", self.rules.law), ("other_loss", self.rules.other_law)):
+                if law is not None:
+                    out[column][:] = LAWS[law].loss(out["n_active_params"], per_choice, out["train_tokens"])
 
     def workload(self) -> None:
         """Cases whose workload contradicts itself or exceeds the model's context."""

@@ -27,7 +27,7 @@ from moesim.study.sweep.identity import (
     group_key,
     shipped_calibrations,
 )
-from moesim.study.sweep.laws import LAWS
+from moesim.study.sweep.laws import law_of
 from moesim.study.sweep.paths import Path, Variant, read_path, system_of, variant_of
 from moesim.study.sweep.serving import read_serve_path, serve_base, serve_variant
 from moesim.study.sweep.tasks import CHUNK, SLOW_CASES, Group, Layout, Packer
@@ -59,12 +59,15 @@ def _make_layout(spec: SweepSpec, engine: SweepEngine, file: File | None) -> Lay
     columns = expand(spec.axes)
     paths = [read_path(column.path, base, system) for column in columns]
     _check_numbers(columns, paths)
-    if spec.law is not None and spec.law.name not in LAWS:
-        raise InputError("no such scaling law", field="law.name", value=spec.law.name, allowed=", ".join(LAWS))
+    if spec.law is not None:
+        law_of(spec.law.name)
+        if spec.law.other is not None:
+            law_of(spec.law.other, "law.other")
     _check_law(spec, paths)
     model = system_parts(Variant(base), system).model
     targets = tuple(resolve(c, model) for c in spec.constraints)
-    rules = Rules(targets, None if spec.law is None else spec.law.name, spec.seed)
+    law, other = (None, None) if spec.law is None else (spec.law.name, spec.law.other)
+    rules = Rules(targets, law, other, spec.seed)
     _check_values(base, columns, paths, system, against)
     return _laid_out(Layout(spec, engine, base, system, against, columns, (), ()), paths, rules)
 
@@ -164,7 +167,7 @@ def _identify(layout: Layout, rules: Rules, settings: Mapping[Path, Any]) -> tup
     """The hash of what a group shares, why it makes no sense if it does not, and whether arrays can answer it."""
     parts: dict[str, Any] = {
         "engine": layout.engine.value, "base": layout.base.model_copy(update={"title": "-", "description": ""}),
-        "system": layout.system, "against": layout.against, "seed": rules.seed, "law": rules.law,
+        "system": layout.system, "against": layout.against, "seed": rules.seed, "law": [rules.law, rules.other_law],
         "targets": [[t.kind.value, t.value, t.by.value, t.multiple_of, t.tolerance_frac] for t in rules.targets],
         "settings": {_name(path): value for path, value in settings.items()},
     }  # fmt: skip

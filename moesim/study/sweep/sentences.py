@@ -11,7 +11,7 @@ from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import Question
 from moesim.study.sweep.axes import Column
 from moesim.study.sweep.findings import Effect, Swing, best_case, crossing_lines
-from moesim.study.sweep.laws import LAW_SOURCES
+from moesim.study.sweep.law_words import law_caution, served, wanted
 from moesim.study.sweep.results import SweepResult
 from moesim.study.sweep.words import COLUMN_WORDS, number_text, path_words, settings_words, value_text
 
@@ -19,8 +19,6 @@ __all__ = ["conclusions", "heat_axes"]
 
 #: Designs this close count as equal where no measurement gives an interval. Assumption.
 ASSUMED_BAND = 0.25
-#: Part of the least loss that one would give up for fewer experts. Assumption.
-ENOUGH = 0.01
 
 
 def conclusions(result: SweepResult, found: Sequence[Effect], moved: Sequence[Swing]) -> tuple[str, str, str]:
@@ -32,7 +30,7 @@ def conclusions(result: SweepResult, found: Sequence[Effect], moved: Sequence[Sw
     if question is Question.BREAK_EVEN and "usd_ratio" in result.columns:
         return _verdict(result), _boundary(result), _first(result, found, moved)
     if question is Question.TRAINING and np.isfinite(result.number("loss")).any():
-        return _wanted(result), _served(result), _law_caution(result)
+        return wanted(result), served(result, _shape), law_caution(result)
     return _build(result, best), _band(result, best), _first(result, found, moved)
 
 
@@ -111,7 +109,9 @@ def _band(result: SweepResult, best: int) -> str:
     apart = np.abs(objective / objective[best] - 1.0)
     near = np.flatnonzero(inside & (apart <= np.hypot(bands, band)))
     basis = (
-        "the 90% interval of its measured operators"
+        f"its 90% interval, from {result.columns['interval_basis'][best]}"
+        if measured and "interval_basis" in result.columns
+        else "the 90% interval of its measured operators"
         if measured
         else "an assumption: no measurement stands behind most of it"
     )
@@ -171,10 +171,31 @@ def _verdict(result: SweepResult) -> str:
     high, low = int(np.nanargmax(ratio)), int(np.nanargmin(ratio))
     share = float((ratio[known] > 1).mean())
     text = f"{this} is cheaper than {other} in {share:.0%} of the {int(known.sum()):,} cases where both run: at most "
-    text += f"{number_text(float(ratio[high]))}x, at {settings_words(result.configuration(high))}"
+    text += f"{number_text(float(ratio[high]))}x{_ends(result, high)}, at {settings_words(result.configuration(high))}"
     if ratio[low] < 1:
-        return f"{text}; at {settings_words(result.configuration(low))} it costs {number_text(float(1 / ratio[low]))}x as much."
-    return f"{text}, at least {number_text(float(ratio[low]))}x, at {settings_words(result.configuration(low))}."
+        least = f"{number_text(float(1 / ratio[low]))}x{_ends(result, low, turned=True)}"
+        return f"{text}; at {settings_words(result.configuration(low))} it costs {least} as much{_unsure(result)}."
+    least = f"{number_text(float(ratio[low]))}x{_ends(result, low)}"
+    return f"{text}, at least {least}, at {settings_words(result.configuration(low))}{_unsure(result)}."
+
+
+def _ends(result: SweepResult, case: int, *, turned: bool = False) -> str:
+    """The 90% interval of a case's ratio, of its inverse if `turned`."""
+    ends = [float(result.number(f"usd_ratio_{end}")[case]) for end in ("low", "high")]
+    if not np.isfinite(ends).all():
+        return " (assumption only)"
+    low, high = (1.0 / ends[1], 1.0 / ends[0]) if turned else ends
+    return f" [{number_text(low)}, {number_text(high)}]"
+
+
+def _unsure(result: SweepResult) -> str:
+    """In how many cases the ratio's interval holds 1."""
+    low, high = (np.where(result.ok, result.number(f"usd_ratio_{end}"), np.nan) for end in ("low", "high"))
+    known = np.isfinite(low) & np.isfinite(high)
+    if not known.any():
+        return ""
+    close = float(((low < 1.0) & (high > 1.0))[known].mean())
+    return f"; too close to call in {close:.0%} of those with measurements behind both" if close > 0 else ""
 
 
 def _boundary(result: SweepResult) -> str:
@@ -196,73 +217,6 @@ def _boundary(result: SweepResult) -> str:
     ]
     never = len(lines) - len(crossing)
     return f"The verdict flips {', '.join(parts)}{f'; for {never} of its {len(lines)} values it never does' if never else ''}."
-
-
-def _budgets(result: SweepResult) -> list[tuple[float | None, Any]]:
-    """Training budgets with the rows that have each."""
-    column = next((c for c in result.settings if c.path == "training.compute_flop"), None)
-    if column is None:
-        return [(None, result.ok)]
-    order = np.argsort(np.asarray(column.values, dtype=float))
-    return [(float(column.values[i]), result.ok & (column.codes == i)) for i in order]
-
-
-def _least(values: Any, rows: Any) -> int | None:
-    inside = np.where(rows, values, np.nan)
-    return int(np.nanargmin(inside)) if np.isfinite(inside).any() else None
-
-
-def _enough(result: SweepResult, rows: Any) -> int | None:
-    """Of some cases the one with fewest experts, then least loss, that gives up at most `ENOUGH` of the best loss."""
-    loss, experts = result.number("loss"), result.number("n_experts")
-    best = _least(loss, rows)
-    if best is None:
-        return None
-    near = np.flatnonzero(rows & (loss <= (1.0 + ENOUGH) * loss[best]))
-    return int(near[np.lexsort((loss[near], experts[near]))[0]])
-
-
-def _wanted(result: SweepResult) -> str:
-    loss, experts, parts = result.number("loss"), result.number("n_experts"), []
-    for budget, rows in _budgets(result):
-        case, best = _enough(result, rows), _least(loss, rows)
-        if case is None or best is None:
-            continue
-        what = f"at {budget:.0e} FLOP" if budget is not None else "for this budget"
-        active, tokens = result.number("n_active_params")[case] / 1e9, result.number("train_tokens")[case] / 1e12
-        parts.append(
-            f"{what} {experts[case]:,.0f} experts on {number_text(active)}B active parameters and {number_text(tokens)}T tokens "
-            f"(loss {loss[case]:.3f}; {loss[best]:.3f} with {experts[best]:,.0f})"
-        )
-    return (
-        f"Fewest experts within {ENOUGH:.0%} of the least loss: {'; '.join(parts)}."
-        if parts
-        else "No case has a loss and times."
-    )
-
-
-def _served(result: SweepResult) -> str:
-    """Serving cost of the largest budget's least loss, and of the cheapest that gives up a hundredth of it."""
-    loss, usd = result.number("loss"), result.number("usd_per_million_output_tokens")
-    rows = [(budget, r) for budget, r in _budgets(result) if _least(loss, r) is not None]
-    budget, inside = rows[-1] if rows else (None, result.ok)
-    best = _least(loss, inside)
-    near = None if best is None else _least(usd, inside & (loss <= (1.0 + ENOUGH) * loss[best]))
-    if best is None or near is None:
-        return "Nothing can be served."
-    where = f"At {budget:.0e} FLOP s" if budget is not None else "S"
-    text = f"{where}erving the design of least loss ({_shape(result, best)}) costs ${number_text(float(usd[best]))} per million "
-    text += "output tokens; "
-    if near == best:
-        return f"{text}nothing within {ENOUGH:.0%} of its loss is cheaper to serve, so take it."
-    cheaper = f"{_shape(result, near)} (loss {loss[near]:.3f}) costs ${number_text(float(usd[near]))}"
-    cheaper += f", {1 - usd[near] / usd[best]:.0%} less"
-    return f"{text}giving up at most {ENOUGH:.0%} of loss, {cheaper}."
-
-
-def _law_caution(result: SweepResult) -> str:
-    law = result.spec.law.name if result.spec.law is not None else ""
-    return f"Take the order of designs from this, not the third digit of a loss: the law is {LAW_SOURCES.get(law, 'unknown')}."
 
 
 def heat_axes(result: SweepResult) -> tuple[Column, Column] | None:

@@ -34,7 +34,7 @@ COLUMN_WORDS: dict[str, tuple[str, str, float]] = {
     "n_params": ("parameters", "B", 1e-09), "n_active_params": ("active parameters", "B", 1e-09),
     "n_experts": ("experts", "", 1.0), "top_k": ("top-k", "", 1.0), "expert_width": ("expert width", "", 1.0),
     "concurrency": ("requests in flight", "", 1.0), "train_tokens": ("training tokens", "T", 1e-12),
-    "loss": ("loss", "nats", 1.0), "n_instances": ("instances", "", 1.0),
+    "loss": ("loss", "nats", 1.0), "other_loss": ("loss by the other law", "nats", 1.0), "n_instances": ("instances", "", 1.0),
     "exposed_comm_frac": ("exposed communication", "%", 100.0),
     "rank_imbalance_ratio": ("fullest expert rank", "x mean", 1.0), "error_frac": ("interval", "±%", 100.0),
     "usd_ratio": ("cost, other / this", "x", 1.0), "tpot_ratio": ("TPOT, other / this", "x", 1.0),
