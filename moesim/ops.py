@@ -195,6 +195,7 @@ class Op:
     this one runs beside when overlap is on, `group` the row of the breakdown it belongs to. `weight_dtype` is the format of
     stored weights, which for weight-only formats is not that of the arithmetic; None where there are none. `side_bytes` is what
     `n_side_kernels` small kernels around it move, which measured tables time together with it: they are not in `work`.
+    `is_grouped` tells experts that run as grouped products with kernels of their own around them, not as one fused call.
     """
 
     name: str
@@ -207,6 +208,7 @@ class Op:
     weight_dtype: Dtype | None = None
     side_bytes: Num = 0.0
     n_side_kernels: int = 0
+    is_grouped: bool = False
 
     @property
     def lane(self) -> Lane:

@@ -95,7 +95,7 @@ class _Parts:
         if self.shared is not None:
             p, step = ctx.parallel, ctx.step
             numbers = (ctx.sequences, ctx.tokens, step.new_tokens, step.cached_tokens)
-            self.key = (step.phase, p.tp_size, p.cp_size, *(_plain(x) for x in numbers))
+            self.key = (step.phase, p.tp_size, p.cp_size, ctx.exchanges, *(_plain(x) for x in numbers))
 
     def of(self, name: str, owner: object, build: Callable[[], list[Op]]) -> tuple[Op, ...]:
         """The operators that `owner` (a model or block) makes of this pass."""

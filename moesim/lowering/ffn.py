@@ -152,6 +152,7 @@ def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
         weight_dtype=storage.routed_experts.dtype,
         side_bytes=side_bytes,
         n_side_kernels=n_side,
+        is_grouped=ctx.exchanges and _narrow(ctx) and bool(np.any(np.asarray(load.nic_out_copies) > 0.0)),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moesim.calibrate.store import find_calibration
+from moesim.cost import CostModel
 from moesim.lowering import Pass
 from moesim.ops import Op, Phase
 from moesim.specs.catalog import load_hardware, load_model
@@ -79,3 +81,16 @@ def test_experts_are_given_what_arrived_not_the_whole_pass() -> None:
     n_tokens = np.max(travelling.shape.n_tokens)  # type: ignore[union-attr]
     assert 1024 * 5.5 < n_tokens < 1024 * 7.2
     assert everywhere.shape.n_tokens == 32 * 1024  # type: ignore[union-attr]
+
+
+def test_experts_behind_an_exchange_between_nodes_are_grouped_products_whatever_the_tables() -> None:
+    # tables of one fused call do not time 8-bit experts that such deployments run by DeepGEMM
+    calibration = find_calibration("h100_sxm/sglang")
+    for parallel, is_grouped in ((EP, True), (ParallelSpec(dp_size=8, ep_size=8), False), (TP, False)):
+        op = ops_of(parallel, PREFILL)["experts"]
+        assert op.is_grouped is is_grouped
+        hardware = load_hardware("h100_x128_nodes", parallel.n_ranks)
+        plain, tables = CostModel.of(hardware), CostModel.of(hardware, calibration)
+        same = np.allclose(plain.cost(op).time_s, tables.cost(op).time_s)
+        assert same is is_grouped
+        assert tables.costs([op])[0].time_s == pytest.approx(tables.cost(op).time_s)
