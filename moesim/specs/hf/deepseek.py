@@ -7,7 +7,7 @@ from moesim.specs.hf.fields import Fields
 from moesim.specs.hf.parts import Base, Parts, assemble, base, check_top_k, dense_ffn, read_gqa, tied
 from moesim.specs.model import Ffn, MlaAttention, MoeFfn
 
-__all__ = ["deepseek_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "moe_plan", "routed"]
+__all__ = ["deepseek_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "latent_decoder", "moe_plan", "routed"]
 
 
 def routed(fields: Fields, router_bias: bool) -> MoeFfn:
@@ -50,8 +50,8 @@ def moe_plan(fields: Fields, n_layers: int, first: int = 0) -> list[bool]:
     return named or plan
 
 
-def _ffns(fields: Fields, n_layers: int, moe: MoeFfn) -> list[Ffn]:
-    plan = moe_plan(fields, n_layers)
+def _ffns(fields: Fields, n_layers: int, moe: MoeFfn, first: int = 0) -> list[Ffn]:
+    plan = moe_plan(fields, n_layers, first)
     fields.has("intermediate_size")
     dense = None if all(plan) else dense_ffn(fields)
     return [moe if sparse or dense is None else dense for sparse in plan]
@@ -82,11 +82,17 @@ def _indexed(fields: Fields, mla: MlaAttention) -> MlaAttention:
     )
 
 
-def _decoder(fields: Fields, sizes: Base, attentions: list[MlaAttention], router_bias: bool) -> Parts:
-    ffns = _ffns(fields, sizes.n_layers, routed(fields, router_bias))
+def _decoder(fields: Fields, sizes: Base, attentions: list[MlaAttention], router_bias: bool, first: int = 0) -> Parts:
+    ffns = _ffns(fields, sizes.n_layers, routed(fields, router_bias), first)
     n_mtp = fields.count("num_nextn_predict_layers", default=0, least=0)
     tie = tied(fields)
     return assemble(sizes, attentions, ffns, tie=tie, mtp_layers=n_mtp)
+
+
+def latent_decoder(fields: Fields, router_bias: bool, first: int = 0) -> Parts:
+    """Latent attention in every layer, experts from layer `first` on unless the config says otherwise."""
+    sizes = base(fields)
+    return _decoder(fields, sizes, [_mla(fields)] * sizes.n_layers, router_bias, first)
 
 
 def deepseek_moe(fields: Fields) -> Parts:
@@ -101,15 +107,12 @@ def deepseek_moe(fields: Fields) -> Parts:
 
 def deepseek_v2(fields: Fields) -> Parts:
     """DeepSeek-V2 (arXiv 2405.04434): latent attention; the router has no correction bias."""
-    sizes = base(fields)
-    return _decoder(fields, sizes, [_mla(fields)] * sizes.n_layers, router_bias=False)
+    return latent_decoder(fields, router_bias=False)
 
 
 def deepseek_v3(fields: Fields) -> Parts:
     """DeepSeek-V3 and R1 (arXiv 2412.19437), Kimi-K2: node-limited groups, score correction bias, MTP layers."""
-    sizes = base(fields)
-    router_bias = fields.text("topk_method", "noaux_tc") == "noaux_tc"
-    return _decoder(fields, sizes, [_mla(fields)] * sizes.n_layers, router_bias)
+    return latent_decoder(fields, router_bias=fields.text("topk_method", "noaux_tc") == "noaux_tc")
 
 
 def deepseek_v32(fields: Fields) -> Parts:
