@@ -6,6 +6,7 @@ for ports; both take every duration from the same `CostModel`.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -139,10 +140,11 @@ def _closed(lines: Sequence[OpLine], imbalance_s: float, exposed_s: float, hidde
 
 
 def _interleaved(program: Program, model: CostModel) -> StepEstimate:
-    """Micro-batches side by side: in each kind of layer max(sum of computes C, sum of communications M, longest chain).
+    """Micro-batches side by side: in each kind of layer max(sum of computes C, sum of communications M, rhythm of two batches).
 
-    The chain of one micro-batch is its own compute and communication. Where kernels of an exchange take compute units, compute
-    slows by what they take (`lent_ratio`). Assumes: layers follow each other without a gap; filling and draining left out.
+    The rhythm is the time per layer once both batches run in turn on one engine, each waiting for its own communication
+    (`_rhythm_s`). Where kernels of an exchange take compute units, compute slows by what they take (`lent_ratio`). Assumes:
+    between two exchanges the slowest rank counts; ports are shared without loss; filling and draining left out.
     """
     outside = tuple(s for s in program.segments if not s.layers)
     plain = estimate(replace(program, segments=outside, micro_batches=()), model)
@@ -151,22 +153,85 @@ def _interleaved(program: Program, model: CostModel) -> StepEstimate:
     for name in names:
         compute: list[OpLine] = []
         comm: list[OpLine] = []
-        longest = 0.0
+        ways: list[list[_Leg]] = []
         for part in program.micro_batches:
             segments = tuple(s for s in part.segments if s.name == name and s.layers)
             inner = estimate(replace(part, segments=segments, overlap=False, stage_sends=()), model)
             ratio = max(lent_ratio(s.ops, model.network, model.hardware.device) for s in segments) if segments else 1.0
-            own = [replace(line, time_s=line.time_s * ratio) for line in inner.lines if not _is_comm(line)]
-            compute, comm = compute + own, comm + [line for line in inner.lines if _is_comm(line)]
-            longest = max(longest, sum(line.time_s for line in own) + inner.exposed_comm_s)
+            own = [line if _is_comm(line) else replace(line, time_s=line.time_s * ratio) for line in inner.lines]
+            compute += [line for line in own if not _is_comm(line)]
+            comm += [line for line in own if _is_comm(line)]
+            beside = {op.name for s in segments for op in s.ops if op.hidden_under is not None and part.overlap}
+            ways.append(_legs(own, beside, max((s.n_repeat for s in segments), default=1)))
             imbalance_s += inner.imbalance_s
         compute_s, comm_s = sum(line.time_s for line in compute), sum(line.time_s for line in comm)
-        shown = max(compute_s, comm_s, longest) - compute_s
+        n_layers = max((line.n_repeat for line in (*compute, *comm)), default=1)
+        shown = max(compute_s, comm_s, _rhythm_s(ways) * n_layers) - compute_s
         share = shown / comm_s if comm_s > 0 else 0.0
         lines += compute
         lines += [replace(x, time_s=x.time_s * share, hidden_s=x.time_s * (1.0 - share)) for x in comm]
         exposed_s, hidden_s = exposed_s + shown, hidden_s + comm_s - shown
     return _closed(lines, imbalance_s, exposed_s, hidden_s)
+
+
+@dataclass(slots=True)
+class _Leg:
+    """Of one layer: compute, then communication with compute beside it."""
+
+    compute_s: float = 0.0
+    beside_s: float = 0.0
+    comm_s: float = 0.0
+
+
+def _legs(lines: Sequence[OpLine], beside: set[str], n_layers: int) -> list[_Leg]:
+    """A layer cut behind each exchange or collective; its last leg has no communication unless it ends with one."""
+    legs = [_Leg()]
+    waiting_s = 0.0
+    for line in lines:
+        time_s = line.time_s / n_layers
+        if _is_comm(line):
+            legs[-1].comm_s, legs[-1].beside_s, waiting_s = time_s, waiting_s, 0.0
+            legs.append(_Leg())
+        elif line.name in beside:
+            waiting_s += time_s
+        else:
+            legs[-1].compute_s += time_s
+    legs[-1].compute_s += waiting_s
+    return legs
+
+
+def _rhythm_s(ways: Sequence[Sequence[_Leg]], n_first: int = 6, n_more: int = 12) -> float:
+    """Time per layer of batches that take turns on an engine, first come first served, after the first `n_first` layers.
+
+    Consecutive computes are one job; work beside communication comes to the engine when that begins.
+    """
+    rests = [[*legs] * (n_first + n_more) for legs in ways]
+    at_end = [{(len(legs)) * n_first: 0, len(legs) * (n_first + n_more): 1} for legs in ways]
+    times = [[0.0, 0.0] for _ in ways]
+    # (arrival, batch, next leg, work beside a communication or 0)
+    queue: list[tuple[float, int, int, float]] = [(0.0, i, 0, 0.0) for i in range(len(ways))]
+    free_s = 0.0
+    while queue:
+        at, i, k, beside_s = heapq.heappop(queue)
+        if beside_s > 0.0:
+            free_s = max(at, free_s) + beside_s
+            continue
+        work_s = 0.0
+        while k < len(rests[i]):
+            leg, k = rests[i][k], k + 1
+            work_s += leg.compute_s
+            if leg.comm_s > 0.0 or k in at_end[i]:
+                break
+        if work_s > 0.0:
+            at = free_s = max(at, free_s) + work_s
+        if leg.beside_s > 0.0:
+            heapq.heappush(queue, (at, i, k, leg.beside_s))
+        at += leg.comm_s
+        if k in at_end[i]:
+            times[i][at_end[i][k]] = at
+        if k < len(rests[i]):
+            heapq.heappush(queue, (at, i, k, 0.0))
+    return max((last - first) / n_more for first, last in times)
 
 
 def _group_lines(
