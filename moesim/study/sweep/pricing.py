@@ -96,10 +96,17 @@ class Lowered:
     pp_size: int
 
     @property
-    def network_key(self) -> tuple[str, int, float, float]:
+    def network_key(self) -> tuple[str, int, float, float, bool]:
         """What uncalibrated costs depend on besides the operator."""
         c = self.cost
-        return c.hardware.name, c.hardware.scale_up_domain_size, c.network.up_bytes_per_s, c.network.nic_bytes_per_s
+        is_wide = c.hardware.n_devices > c.network.domain_size
+        return (
+            c.hardware.name,
+            c.hardware.scale_up_domain_size,
+            c.network.up_bytes_per_s,
+            c.network.nic_bytes_per_s,
+            is_wide,
+        )
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -167,6 +174,8 @@ def _find_costs(programs: Sequence[_Priced]) -> None:
             for op in p.ops:
                 if id(op) not in costs:
                     costs[id(op)] = plain.cost(op)
+                elif op.kind is OpKind.GROUPED_GEMM and model.calibration is not None and model.is_apart(op):
+                    costs[id(op)] = model.apart(op)
 
 
 def _joined(parts: Sequence[PassTimes]) -> PassTimes:
