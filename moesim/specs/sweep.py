@@ -226,7 +226,8 @@ class SweepSpec(Frozen):
     Args:
         base: a shipped scenario's name, a file, or a scenario inline (a serve scenario with engine serving).
         system: the base's system that axes without ``systems.N`` mean and that is measured; its reference by default.
-        against: another system of the base that is measured beside it; results hold ratios other / measured.
+        against: another system of the base that is measured beside it, or the basis of a dense twin of each case (equal_active,
+            equal_total, equal_memory, equal_quality); results hold ratios other / measured.
     """
 
     title: str = Field(min_length=1)

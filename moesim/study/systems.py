@@ -17,7 +17,7 @@ from moesim.study.points import System, measure_point
 from moesim.study.resolve import resolve_model
 from moesim.study.twins import dense_twin
 
-__all__ = ["Candidate", "build_candidates", "build_system", "twin_system"]
+__all__ = ["Candidate", "build_candidates", "build_system", "dense_splits", "twin_system"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def twin_system(
     """
     workload = scenario.workload
     tried = []
-    for split in _dense_splits(reference.spec.parallel, model):
+    for split in dense_splits(reference.spec.parallel, model):
         spec = SystemSpec(name=name, kind=SystemKind.DENSE, model=reference.spec.model, parallel=split)
         system = build_system(spec, model, hardware, calibration, rng)
         largest, middle = (
@@ -132,7 +132,7 @@ def _twin(
     return Candidate(spec, basis, system)
 
 
-def _dense_splits(own: ParallelSpec, model: ModelSpec) -> list[ParallelSpec]:
+def dense_splits(own: ParallelSpec, model: ModelSpec) -> list[ParallelSpec]:
     """The MoE's split without expert parallelism, and each trade of attention-DP for TP that `model` divides by."""
     found = []
     for factor in (d for d in range(1, own.dp_size + 1) if own.dp_size % d == 0):

@@ -4,17 +4,19 @@ import numpy as np
 import pytest
 from sweep_base import BASE, make
 
+from moesim.errors import InputError
 from moesim.memory import check_memory
 from moesim.memory.count import Serving
 from moesim.specs.catalog import load_hardware, load_model
 from moesim.specs.parallel import ParallelSpec
-from moesim.specs.scenario import Engine, ScenarioSpec
+from moesim.specs.scenario import Basis, ComparisonSpec, Engine, ScenarioSpec
 from moesim.study.calibrated import calibration_for
 from moesim.study.points import measure_point
 from moesim.study.resolve import resolve_model
 from moesim.study.sweep import run_sweep
+from moesim.study.sweep.sentences import conclusions
 from moesim.study.sweep.shapes import Experts, changed_model, memory_of, n_params_of
-from moesim.study.systems import build_system
+from moesim.study.systems import build_candidates, build_system
 
 FIELDS = (
     "ttft_s", "tpot_s", "decode_step_s", "output_tokens_per_s", "output_tokens_per_s_per_device", "output_tokens_per_s_per_user",
@@ -162,3 +164,44 @@ def test_each_case_has_its_own_interval() -> None:
     alone = [run_sweep(make([{"path": "workload.concurrency", "values": [n]}])).number("error_frac")[0] for n in values]
     assert together == pytest.approx(alone, rel=1e-9, nan_ok=True)
     assert len(set(together.tolist())) > 1
+
+
+@pytest.mark.parametrize("basis", ["equal_active", "equal_total"])
+def test_twins_are_those_of_a_comparison(basis: str) -> None:
+    """Two ways to one number: the dense twin that `moesim run` compares with, at its middle concurrency."""
+    scenario = ScenarioSpec.model_validate(BASE)
+    hardware = load_hardware(scenario.hardware)
+    calibration = calibration_for(scenario.calibration, hardware.device.name)
+    rng = np.random.default_rng(0)
+    asked = scenario.model_copy(update={"comparison": ComparisonSpec(bases=(Basis(basis),))})
+    twin = build_candidates(asked, hardware, calibration, rng)[-1]
+    assert twin.basis is Basis(basis)
+    result = run_sweep(make([{"path": "workload.concurrency", "values": [256]}], against=basis))
+    point = measure_point(twin.system, hardware, scenario.workload, 256, Engine.ANALYTIC, rng, explain=False)
+    assert result.columns["against_outcome"][0] == point.outcome == "ok"
+    assert result.number("against_usd_per_million_output_tokens")[0] == pytest.approx(
+        point.usd_per_million_output_tokens
+    )
+
+
+def test_every_case_has_the_twin_of_its_own_experts() -> None:
+    axes = [
+        {"path": "model.num_experts_per_tok", "values": [2, 8]},
+        {"path": "workload.concurrency", "values": [8, 4096]},
+    ]
+    report = {"question": "break_even"}
+    result = run_sweep(make(axes, against="equal_active", report=report))
+    usd = result.number("against_usd_per_million_output_tokens").reshape(2, 2)
+    assert (usd[1] > usd[0]).all()  # more active parameters in the MoE, more in its twin
+    expected = usd.ravel() / result.number("usd_per_million_output_tokens")
+    assert result.number("usd_ratio") == pytest.approx(expected)
+    assert "a dense twin of equal active parameters" in conclusions(result, [], [])[0]
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"against": "equal"}, "equal_quality"), ({"against": "equal_active", "system": "dense"}, "with experts"),
+    ({"against": "equal_active", "engine": "flow"}, "engine analytic"),
+])  # fmt: skip
+def test_twins_that_make_no_sense_are_refused(fields: dict[str, str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        run_sweep(make([{"path": "workload.concurrency", "values": [8]}], **fields))

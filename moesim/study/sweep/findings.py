@@ -14,7 +14,8 @@ from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import SweepEngine
 from moesim.study.flips import crossings
 from moesim.study.sweep.axes import Column
-from moesim.study.sweep.group import GroupCases, Rules, answer, is_quick
+from moesim.study.sweep.group import answer
+from moesim.study.sweep.parts import GroupCases, Rules, is_quick
 from moesim.study.sweep.paths import Variant, read_path, variant_of
 from moesim.study.sweep.results import SweepResult
 from moesim.study.sweep.tasks import numbers_of

@@ -7,168 +7,39 @@ in flight on the hardware, b on one instance, I input and O output tokens.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.cost import CalibratedOps, CostModel
+from moesim.cost import CostModel
 from moesim.cost.energy import IDLE_FRAC
 from moesim.cost.served import stack_of
 from moesim.errors import InputError
-from moesim.lowering import Routed, route_model
-from moesim.lowering.route import place_experts
+from moesim.lowering import Routed
 from moesim.memory import Outcome
 from moesim.ops import Phase
-from moesim.specs.catalog import load_hardware
-from moesim.specs.hardware import Hardware
-from moesim.specs.model import ModelSpec, MoeFfn
-from moesim.specs.parallel import Overlap, ParallelSpec
-from moesim.specs.routing import PlacementSpec, RoutingSpec
-from moesim.specs.scenario import SystemKind, SystemSpec
+from moesim.specs.model import ModelSpec
+from moesim.specs.routing import RoutingSpec
 from moesim.specs.sweep import ConstraintKind, SolvedBy
-from moesim.study.calibrated import basis_of, calibration_for
+from moesim.study.calibrated import basis_of
 from moesim.study.host import wait_s
-from moesim.study.kernels import as_run
 from moesim.study.links import scaled_cost
-from moesim.study.resolve import resolve_model
-from moesim.study.sweep.constraints import Target, solve_experts, split_experts
+from moesim.study.sweep.constraints import solve_experts, split_experts
 from moesim.study.sweep.laws import LAWS
+from moesim.study.sweep.parts import NUMBERS, WITH_ENDS, GroupCases, Rules, model_key, routed_of
 from moesim.study.sweep.passes import Passes, is_even
-from moesim.study.sweep.paths import Variant, patched_model
 from moesim.study.sweep.pricing import Lowered, PassTimes, exposure_in, hosted, priced
 from moesim.study.sweep.shapes import Experts, changed_model, check_splits, memory_of, n_params_of, structural_check
 from moesim.study.uncertainty import Basis, Exposure, spreads_of
 
-__all__ = ["CONSTRAINT", "NUMBERS", "GroupCases", "Rules", "answer", "answer_all", "is_quick", "system_parts"]
+__all__ = ["CONSTRAINT", "answer", "answer_all"]
 
 Floats = NDArray[np.float64]
 Columns = dict[str, Any]
 CONSTRAINT = "constraint not met"
 BAD_SHAPE = "invalid shape"
-#: Results that carry the ends of their 90% intervals.
-WITH_ENDS = ("ttft_s", "tpot_s", "output_tokens_per_s", "usd_per_million_output_tokens", "energy_j_per_output_token")
-#: Result columns that hold numbers, in order.
-NUMBERS = (
-    "n_params", "n_active_params", "n_experts", "top_k", "expert_width", "concurrency", "train_tokens", "loss", "other_loss",
-    "n_instances", "memory_bytes", "ttft_s", "tpot_s", "decode_step_s", "output_tokens_per_s",
-    "output_tokens_per_s_per_device", "output_tokens_per_s_per_user", "usd_per_million_output_tokens",
-    "energy_j_per_output_token", "exposed_comm_frac", "rank_imbalance_ratio", "error_frac",
-    *(f"{name}_{end}" for name in WITH_ENDS for end in ("low", "high")),
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What holds for all cases of a sweep."""
-
-    targets: tuple[Target, ...] = ()
-    law: str | None = None
-    other_law: str | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GroupCases:
-    """Cases of one system in one variant: `numbers` of the workload (and training), and of the experts where they vary."""
-
-    variant: Variant
-    system: int
-    numbers: Mapping[str, Floats]
-
-    @property
-    def n(self) -> int:
-        """How many."""
-        return len(self.numbers["concurrency"])
-
-    @property
-    def spec(self) -> SystemSpec:
-        """The system."""
-        return self.variant.scenario.systems[self.system]
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    model: ModelSpec
-    parallel: ParallelSpec
-    hardware: Hardware
-    calibration: CalibratedOps | None
-
-
-def is_quick(variant: Variant, system: int) -> bool:
-    """Whether the arrays can answer: one model per slot, and at most shared experts beside communication."""
-    spec = variant.scenario.systems[system]
-    return spec.n_members == 1 and spec.overlap is not Overlap.TWO_BATCH
-
-
-@lru_cache(maxsize=64)
-def _hardware(name: str, n_devices: int | None, calibration: str | None) -> tuple[Hardware, CalibratedOps | None]:
-    hardware = load_hardware(name, n_devices)
-    return hardware, calibration_for(calibration, hardware.device.name)
-
-
-@lru_cache(maxsize=64)
-def _model(name: str, weight_dtype: Any, kv_dtype: Any, shape: tuple[tuple[str, int], ...]) -> ModelSpec:
-    spec = SystemSpec.model_construct(
-        name="-", kind=SystemKind.MOE, model=name, weight_dtype=weight_dtype, kv_dtype=kv_dtype
-    )
-    return patched_model(resolve_model(spec), dict(shape))
-
-
-@lru_cache(maxsize=256)
-def _routed(
-    model: tuple[str, Any, Any, tuple[tuple[str, int], ...]], experts: tuple[tuple[str, int], ...], routing: RoutingSpec,
-    parallel: ParallelSpec, domain_size: int, seed: int,
-) -> Routed:  # fmt: skip
-    """Routers are drawn from the seed alone, so that cases that differ elsewhere see the same popularity."""
-    alike = _routers(model, experts, routing.model_copy(update={"placement": PlacementSpec()}), seed)
-    changed = changed_model(_model(*model), dict(experts))
-    groups = {(f.n_routed_experts, f.num_experts_per_tok): f.n_group for f in _blocks(changed)}
-    placements = {
-        key: place_experts(routing.placement, router, parallel, domain_size, groups[key])
-        for key, router in alike.routers.items()
-    }
-    return replace(alike, spec=routing, placements=placements)
-
-
-def _blocks(model: ModelSpec) -> list[MoeFfn]:
-    """MoE blocks, the last of each kind first, so that the first one's groups count where two kinds are routed alike."""
-    return [layer.ffn for layer, _ in reversed(model.layer_kinds) if isinstance(layer.ffn, MoeFfn)]
-
-
-@lru_cache(maxsize=64)
-def _routers(
-    model: tuple[str, Any, Any, tuple[tuple[str, int], ...]], experts: tuple[tuple[str, int], ...], routing: RoutingSpec,
-    seed: int,
-) -> Routed:  # fmt: skip
-    """Routers of a model, wherever its experts lie."""
-    changed = changed_model(_model(*model), dict(experts))
-    return route_model(changed, routing, ParallelSpec(), 1, np.random.default_rng(seed))
-
-
-def system_parts(variant: Variant, system: int) -> _Parts:
-    """Model, split, hardware and calibration of a system.
-
-    Raises:
-        InputError: names that do not exist, a model that is not of the system's kind.
-        ValueError: a shape that the model cannot take.
-    """
-    scenario, spec = variant.scenario, variant.scenario.systems[system]
-    hardware, calibration = _hardware(scenario.hardware, scenario.n_devices, scenario.calibration)
-    model = _model(*_model_key(variant, system))
-    if (spec.kind is SystemKind.MOE) != model.is_moe and spec.kind is not SystemKind.ENSEMBLE:
-        raise InputError("is not of the system's kind", field="model", value=spec.model, allowed=spec.kind.value)
-    if stack_of(calibration) is not None:
-        model = as_run(model, hardware.device.name)
-    return _Parts(model, spec.parallel, hardware, calibration)
-
-
-def _model_key(variant: Variant, system: int) -> tuple[str, Any, Any, tuple[tuple[str, int], ...]]:
-    spec = variant.scenario.systems[system]
-    return spec.model, spec.weight_dtype, spec.kv_dtype, tuple(sorted(variant.shapes.get(system, {}).items()))
-
 
 Ask = tuple[list[Lowered], "NDArray[np.intp] | None"]
 
@@ -209,7 +80,7 @@ class _Group:
 
     def __init__(self, cases: GroupCases, rules: Rules, programs: dict[Any, Any]) -> None:
         self.cases, self.rules, self.programs, self.n = cases, rules, programs, cases.n
-        self.parts = system_parts(cases.variant, cases.system)
+        self.parts = cases.parts
         self.numbers = dict(cases.numbers)
         self.out: Columns = {name: np.full(self.n, np.nan) for name in NUMBERS}
         self.out["outcome"] = np.full(self.n, "ok", dtype=object)
@@ -254,9 +125,8 @@ class _Group:
         if given.varies and not self.parts.model.is_moe:
             self.refuse(BAD_SHAPE, [f"{self.parts.model.name} has no experts"] * self.n)
             given = Experts()
-        found, reasons = solve_experts(
-            self.rules.targets, self.parts.model, given, self.n, self.parts.parallel.ep_size
-        )  # fmt: skip
+        targets = () if self.cases.is_other else self.rules.targets
+        found, reasons = solve_experts(targets, self.parts.model, given, self.n, self.parts.parallel.ep_size)
         self.refuse(CONSTRAINT, reasons)
         return found
 
@@ -351,11 +221,11 @@ class _Group:
 
     def router(self, experts: Experts, rows: NDArray[np.intp]) -> Routed:
         """Routers and placement for rows that share E and K."""
-        key = _model_key(self.cases.variant, self.cases.system)
+        key = model_key(self.cases.variant, self.cases.system)
         values = tuple(sorted(self.plain(experts, rows).items()))
         routing = self.cases.spec.routing or RoutingSpec()
         domain = self.parts.hardware.scale_up_domain_size
-        return _routed(key, values, routing, self.parts.parallel, domain, self.rules.seed)
+        return routed_of(key, values, routing, self.parts.parallel, domain, self.rules.seed)
 
     def cost(self) -> CostModel:
         """Costs on the devices of one instance, links scaled."""

@@ -11,14 +11,13 @@ import numpy as np
 from moesim.errors import InputError
 from moesim.specs.catalog import load_hardware
 from moesim.specs.load import read_yaml
-from moesim.specs.scenario import ScenarioSpec
+from moesim.specs.scenario import Basis, ScenarioSpec, SystemKind
 from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import ConstraintKind, SweepEngine, SweepSpec
 from moesim.study.resolve import resolve_model
 from moesim.study.sweep.axes import Column, expand
 from moesim.study.sweep.constraints import resolve
 from moesim.study.sweep.files import base_scenario, line_in
-from moesim.study.sweep.group import Rules, is_quick, system_parts
 from moesim.study.sweep.identity import (
     calibration_identity,
     canonical,
@@ -28,6 +27,7 @@ from moesim.study.sweep.identity import (
     shipped_calibrations,
 )
 from moesim.study.sweep.laws import law_of
+from moesim.study.sweep.parts import Rules, is_quick, system_parts
 from moesim.study.sweep.paths import Path, Variant, read_path, system_of, variant_of
 from moesim.study.sweep.serving import read_serve_path, serve_base, serve_variant
 from moesim.study.sweep.tasks import CHUNK, SLOW_CASES, Group, Layout, Packer
@@ -55,7 +55,7 @@ def _make_layout(spec: SweepSpec, engine: SweepEngine, file: File | None) -> Lay
         return _served_layout(spec, file)
     base = base_scenario(spec, file)
     system = system_of(base, spec.system)
-    against = None if spec.against is None else system_of(base, spec.against)
+    against = _against(base, spec, system, engine)
     columns = expand(spec.axes)
     paths = [read_path(column.path, base, system) for column in columns]
     _check_numbers(columns, paths)
@@ -70,6 +70,24 @@ def _make_layout(spec: SweepSpec, engine: SweepEngine, file: File | None) -> Lay
     rules = Rules(targets, law, other, spec.seed)
     _check_values(base, columns, paths, system, against)
     return _laid_out(Layout(spec, engine, base, system, against, columns, (), ()), paths, rules)
+
+
+def _against(base: ScenarioSpec, spec: SweepSpec, system: int, engine: SweepEngine) -> int | Basis | None:
+    """The other system, or what a dense twin has in common with the one that is swept."""
+    if spec.against is None:
+        return None
+    named = {s.name for s in base.systems}
+    if spec.against in named or spec.against not in {b.value for b in Basis if b is not Basis.NAMED}:
+        try:
+            return system_of(base, spec.against, "against")
+        except InputError as error:
+            error.allowed = f"{error.allowed}, {', '.join(b.value for b in Basis if b is not Basis.NAMED)}"
+            raise
+    if engine is not SweepEngine.ANALYTIC:
+        raise InputError("dense twins are made for engine analytic", field="against", value=spec.against)
+    if base.systems[system].kind is not SystemKind.MOE:
+        raise InputError("a dense twin needs a system with experts", field="against", value=spec.against)
+    return Basis(spec.against)
 
 
 def _served_layout(spec: SweepSpec, file: File | None) -> Layout:
@@ -109,7 +127,7 @@ def _check_numbers(columns: Sequence[Column], paths: Sequence[Path]) -> None:
 
 
 def _check_values(
-    base: ScenarioSpec, columns: Sequence[Column], paths: Sequence[Path], system: int, against: int | None
+    base: ScenarioSpec, columns: Sequence[Column], paths: Sequence[Path], system: int, against: int | Basis | None
 ) -> None:
     """Every value once, the other axes at their first, so that a wrong one stops the sweep before it starts."""
     structural = [(c, p) for c, p in zip(columns, paths, strict=True) if not p.is_number]
@@ -120,7 +138,7 @@ def _check_values(
             try:
                 variant = variant_of(base, settings)
                 for i in (system, against):
-                    if i is not None:
+                    if isinstance(i, int):
                         system_parts(variant, i)
             except ValueError:
                 continue
@@ -181,7 +199,7 @@ def _identify(layout: Layout, rules: Rules, settings: Mapping[Path, Any]) -> tup
     try:
         variant = variant_of(layout.base, settings)
         for i in (layout.system, layout.against):
-            if i is not None:
+            if isinstance(i, int):
                 found = system_parts(variant, i)
                 parts[f"inputs {i}"] = [
                     fingerprint(found.hardware), fingerprint(found.model), calibration_identity(found.calibration)

@@ -255,7 +255,7 @@ def workload_numbers(workload: WorkloadSpec) -> dict[str, float]:
     return {"concurrency": float(workload.middle), **found}
 
 
-def system_of(scenario: ScenarioSpec, name: str | None) -> int:
+def system_of(scenario: ScenarioSpec, name: str | None, field: str = "system") -> int:
     """Index of the system of this name, the reference's by default.
 
     Raises:
@@ -266,7 +266,7 @@ def system_of(scenario: ScenarioSpec, name: str | None) -> int:
         if system.name == chosen:
             return i
     raise InputError(
-        "is none of the base's systems", field="system", value=chosen, allowed=", ".join(_names(scenario.systems))
+        "is none of the base's systems", field=field, value=chosen, allowed=", ".join(_names(scenario.systems))
     )
 
 

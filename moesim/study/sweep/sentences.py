@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from moesim.specs.scenario import Basis
 from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import Question
 from moesim.study.sweep.axes import Column
@@ -158,7 +159,13 @@ def _systems(result: SweepResult) -> tuple[str, str]:
     layout = result.layout
     if isinstance(layout.base, ServeScenarioSpec):
         return layout.base.system.name, "the other"
-    other = layout.base.systems[layout.against].name if layout.against is not None else "the other"
+    other = "the other"
+    if isinstance(layout.against, Basis):
+        other = f"a dense twin of {layout.against.value.replace('_', ' ')} parameters"
+        if layout.against in (Basis.EQUAL_MEMORY, Basis.EQUAL_QUALITY):
+            other = other.removesuffix(" parameters")
+    elif layout.against is not None:
+        other = layout.base.systems[layout.against].name
     return layout.base.systems[layout.system].name, other
 
 

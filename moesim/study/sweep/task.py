@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 from moesim.cost import CalibratedOps
 from moesim.errors import InputError
 from moesim.specs.hardware import Hardware
-from moesim.specs.scenario import Engine
+from moesim.specs.scenario import Basis, Engine
 from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import SweepEngine
 from moesim.study.links import scaled_cost
 from moesim.study.points import measure_point
-from moesim.study.sweep.group import NUMBERS, WITH_ENDS, GroupCases, answer, answer_all, is_quick, system_parts
+from moesim.study.sweep.group import answer, answer_all
+from moesim.study.sweep.parts import NUMBERS, WITH_ENDS, GroupCases, is_quick, system_parts
 from moesim.study.sweep.paths import variant_of
 from moesim.study.sweep.serving import serve_columns, serve_variant
 from moesim.study.sweep.shapes import changed_model
 from moesim.study.sweep.tasks import Group, Task, numbers_of
+from moesim.study.sweep.twins import twin_columns
 from moesim.study.systems import build_system
 from moesim.study.uncertainty import Spread, quotient
 
@@ -73,14 +75,16 @@ def _groups(task: Task) -> list[Columns]:
         if group.bad is None:
             variant = variant_of(base, group.settings)
             for system in (task.system, task.against):
-                if system is not None:
-                    n = len(group.rows)
-                    wanted.append((i, GroupCases(variant, system, numbers_of(variant, system, numbers, n))))
+                if isinstance(system, int):
+                    own = numbers_of(variant, system, numbers, len(group.rows))
+                    wanted.append((i, GroupCases(variant, system, own, is_other=system == task.against)))
     quick = [task.engine is SweepEngine.ANALYTIC and is_quick(cases.variant, cases.system) for _, cases in wanted]
     together = iter(answer_all([cases for (_, cases), q in zip(wanted, quick, strict=True) if q], task.rules))
     found: dict[int, list[Columns]] = {}
     for (i, cases), q in zip(wanted, quick, strict=True):
         found.setdefault(i, []).append(next(together) if q else _one_by_one(task, cases))
+        if isinstance(task.against, Basis):
+            found[i].append(twin_columns(cases, found[i][0], task.against, task.rules))
     return [_joined(task, group, found.get(i)) for i, (group, _) in enumerate(task.groups)]
 
 

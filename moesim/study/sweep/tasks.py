@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.specs.scenario import ScenarioSpec
+from moesim.specs.scenario import Basis, ScenarioSpec
 from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import SweepEngine, SweepSpec
 from moesim.study.sweep.axes import Column
-from moesim.study.sweep.group import Rules
+from moesim.study.sweep.parts import Rules
 from moesim.study.sweep.paths import Path, Variant, workload_numbers
 
 __all__ = ["Group", "Layout", "Packer", "Task", "numbers_of"]
@@ -39,7 +39,7 @@ class Task:
     engine: SweepEngine
     base: ScenarioSpec | ServeScenarioSpec
     system: int
-    against: int | None
+    against: int | Basis | None
     rules: Rules
     groups: tuple[tuple[Group, Mapping[Path, NDArray[np.float64]]], ...]
     ids: tuple[str, ...]
@@ -58,7 +58,7 @@ class Layout:
     engine: SweepEngine
     base: ScenarioSpec | ServeScenarioSpec
     system: int
-    against: int | None
+    against: int | Basis | None
     columns: tuple[Column, ...]
     ids: tuple[str, ...]
     tasks: tuple[Task, ...]
