@@ -74,6 +74,11 @@ class DatedKernels:
     default: frozenset[OpKind] = frozenset({OpKind.ATTENTION_PREFILL, OpKind.ELEMENTWISE})
 
     @property
+    def knows_grouped(self) -> bool:
+        """Grouped products are what it is for."""
+        return True
+
+    @property
     def name(self) -> str:
         """Which DeepGEMM, and whose everything else is."""
         return f"DeepGEMM {self.published.date}, else {'default' if self.inner is None else self.inner.name}"

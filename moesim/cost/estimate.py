@@ -101,9 +101,10 @@ class CostModel:
         """Whether an operator is 8-bit experts behind an exchange that crosses scale-up domains.
 
         Stacks run grouped products there (DeepGEMM, with DeepEP), which tables of one fused call do not time: at EP32 those are
-        1.6 to 2.5 times as long. Default efficiencies are 6 to 21% above SGLang's table of such experts (docs/fabric.md).
+        1.6 to 2.5 times as long. Default efficiencies are 6 to 21% above SGLang's table of such experts (docs/fabric.md). A
+        calibration with a true `knows_grouped` has measured them itself.
         """
-        return op.is_grouped
+        return op.is_grouped and not getattr(self.calibration, "knows_grouped", False)
 
     def apart(self, op: Op) -> OpCost:
         """The cost of such experts."""
