@@ -24,7 +24,7 @@ from moesim.lowering import Pass
 from moesim.ops import Phase
 from moesim.sim import simulate
 from moesim.specs.catalog import load_hardware, load_model
-from moesim.specs.parallel import ParallelSpec
+from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, RoutingSpec
 from moesim.study.calibrated import calibration_for
 from moesim.study.grid import time_grid
@@ -91,9 +91,9 @@ def bare_holds_per_s(n_processes: int, n_holds: int) -> float:
     return n_processes * n_holds / best_of(run, 3)
 
 
-def flow_row(hardware: str, dp: int, per_rank: int = 128) -> dict[str, float]:
+def flow_row(hardware: str, dp: int, overlap: Overlap, per_rank: int = 128) -> dict[str, float]:
     """Draw, lower and simulate one DeepSeek-V3 decode pass, every MoE layer with its own load."""
-    instance = deepseek(hardware, dp, preset=True)
+    instance = replace(deepseek(hardware, dp, preset=True), overlap=overlap)
     step = Pass(Phase.DECODE, float(dp * per_rank), 1.0, 4096.0)
     rng = np.random.default_rng(1)
     n_holds = [0]
@@ -163,10 +163,12 @@ def main() -> None:
     rows |= calibrated_rows(instance, step, (batch, context, experts, top_k))
     for name, hardware, dp in (
         ("EP64", "h100_x128_nodes", 64),
-        ("EP128", "h100_x128_nodes", 128),
+        ("EP256", "h100_x128_nodes", 256),
         ("EP320", "h800_x40_nodes", 320),
     ):
-        rows[f"flow, DeepSeek-V3 decode, {name}"] = {k: round(v, 3) for k, v in flow_row(hardware, dp).items()}
+        for overlap, words in ((Overlap.NONE, ""), (Overlap.TWO_BATCH, ", two micro-batches")):
+            row = flow_row(hardware, dp, overlap)
+            rows[f"flow, DeepSeek-V3 decode, {name}{words}"] = {k: round(v, 3) for k, v in row.items()}
 
     for key, value in rows.items():
         print(f"{key}: {value}")

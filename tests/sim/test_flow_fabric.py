@@ -116,6 +116,23 @@ def test_micro_batches_that_meet_on_a_port_share_it() -> None:
     np.testing.assert_allclose(result.out_busy_s, 5.0)
 
 
+def test_forward_and_backward_of_unequal_length() -> None:
+    forward = _program(
+        _compute("f", (1, 1)), _exchange("dispatch", OpKind.DISPATCH, (2, 2), (2, 2)), _compute("g", (1, 1))
+    )
+    backward = _program(
+        _compute("b", (2, 2)), _exchange("combine", OpKind.COMBINE, (3, 3), (3, 3)), _compute("w", (2, 2))
+    )
+    # f 0-1, dispatch 1-3 under b 1-3; g 3-4 under combine 3-6; w 6-8
+    result = simulate(_two(forward, backward), FREE)
+    assert (result.time_s, result.exposed_comm_s, result.hidden_comm_s) == (8.0, 2.0, 3.0)
+    # b 0-2, f 2-3 under combine from 2; from 3 two seconds of either share the ports until 7; w 7-9, g 9-10
+    result = simulate(_two(backward, forward), FREE)
+    assert result.time_s == pytest.approx(10.0)
+    assert result.waits_s[Cause.LINK_BUSY] == pytest.approx(4.0)
+    assert estimate(_two(forward, backward), FREE).time_s <= 8.0
+
+
 def test_a_pair_of_different_programs_as_in_dual_pipe() -> None:
     # a forward whose exchange hides under the other's compute, which is long
     forward = _program(
