@@ -17,6 +17,9 @@ __all__ = ["lower_block_index", "lower_compressed"]
 GROUP = "attention"
 #: Sparse kernels run whole blocks of this many heads: a rank with fewer costs as much (FlashMLA; vLLM pads to 64 or 128).
 _PADDED_HEADS = 64.0
+#: How often the choice of the best rows reads a 2-byte element's worth of its 4-byte scores: four passes. Measured top-k kernels
+#: reach a quarter of the memory's rate on a B200 (sglang 0.5.14, in the tables of aiconfigurator-core 0.12).
+_TOP_K_READS = 8.0
 
 
 def lower_compressed(ctx: Context, a: CompressedAttention) -> list[Op]:
@@ -61,23 +64,33 @@ def _rows(ctx: Context, ratio: int, top: int | None) -> Num:
 
 
 def _row_index(ctx: Context, a: CompressedAttention) -> list[Op]:
-    """Every index head scores all rows, and `index_topk` are kept."""
+    """Every index head scores all rows, and a radix selection over these scores keeps `index_topk`."""
     if a.index_n_heads is None or a.index_head_dim is None or a.compress_ratio is None:
         return []
     t, storage, heads, dim = ctx.tokens, ctx.model.storage.attention, float(a.index_n_heads), float(a.index_head_dim)
-    pairs = ctx.sequences * _rows(ctx, a.compress_ratio, None)
-    rows = ctx.sequences * ctx.step.kv_len / float(a.compress_ratio)
+    pairs, rows = _rows(ctx, a.compress_ratio, None), ctx.step.kv_len / float(a.compress_ratio)
     return [
         gemm(ctx, "index_q_proj", t, heads * dim, float(a.q_lora_rank), storage, GROUP),
         gemm(ctx, "index_weights_proj", t, heads, ctx.hidden, storage, GROUP),
-        _index_scores(ctx, pairs, rows, heads, dim, pairs * 4.0),
-    ]
+        _index_scores(ctx, pairs, rows, heads, dim, 1.0, 4.0),
+        elementwise(
+            ctx, "index_top_k", t, pairs / ctx.step.new_tokens, GROUP, reads=_TOP_K_READS, writes=0.0
+        ),
+    ]  # fmt: skip
 
 
-def _index_scores(ctx: Context, pairs: Num, keys: Num, heads: float, dim: float, written: Num) -> Op:
-    """Products of small heads with one key each, 8-bit keys and queries (the kernels' format)."""
-    work = Work(pairs * (2.0 * heads * dim), keys * dim + ctx.tokens * (heads * dim), written)
-    shape = AttentionShape(ctx.sequences, ctx.step.new_tokens, keys / ctx.sequences, heads, 1.0, dim, 0.0, None, True)
+def _index_scores(
+    ctx: Context, pairs: Num, keys: Num, heads: float, dim: float, key_bytes: float, written_bytes: float
+) -> Op:
+    """Products of small heads with one key each: `pairs` and `keys` of one sequence, bytes of a key element and of a score.
+
+    Context-parallel ranks share the queries of a prefill and the keys of a decode step.
+    """
+    n, cp = ctx.sequences, ctx.parallel.cp_size
+    pairs, keys = pairs / cp, (keys / cp if ctx.step.phase is Phase.DECODE else keys)
+    read = n * keys * (dim * key_bytes) + ctx.tokens * (heads * dim)
+    work = Work(n * pairs * (2.0 * heads * dim), read, n * pairs * written_bytes)
+    shape = AttentionShape(n, ctx.step.new_tokens, keys, heads, 1.0, dim, 0.0, None, True)
     return Op("index_scores", _kind(ctx), work, shape, ctx.model.storage.kv_cache.dtype, GROUP)
 
 
@@ -129,18 +142,13 @@ def lower_block_index(ctx: Context, a: GqaAttention) -> list[Op]:
     if a.index_n_heads is None or a.index_head_dim is None:
         return []
     heads, dim = max(1.0, a.index_n_heads / ctx.parallel.tp_size), float(a.index_head_dim)
-    step = ctx.step
-    pairs = ctx.sequences * causal_pairs(step.new_tokens, step.cached_tokens, None)
+    pairs = causal_pairs(ctx.step.new_tokens, ctx.step.cached_tokens, None)
     element = ctx.model.storage.kv_cache.bytes_per_element
-    keys = ctx.sequences * step.kv_len
-    work = Work(
-        pairs * (2.0 * heads * dim), keys * (dim * element) + ctx.tokens * (heads * dim), pairs * (heads * 0.04)
-    )
-    shape = AttentionShape(ctx.sequences, step.new_tokens, step.kv_len, heads, 1.0, dim, 0.0, None, True)
     return [
         gemm(ctx, "index_proj", ctx.tokens, (heads + 1.0) * dim, ctx.hidden, ctx.model.storage.attention, GROUP),
         elementwise(ctx, "index_norm_and_rope", ctx.tokens, (heads + 1.0) * dim, GROUP),
-        Op("index_scores", _kind(ctx), work, shape, ctx.model.storage.kv_cache.dtype, GROUP),
+        # for each head the best score of each block of 128 keys is written
+        _index_scores(ctx, pairs, ctx.step.kv_len, heads, dim, element, heads * 4.0 / 128.0),
     ]
 
 

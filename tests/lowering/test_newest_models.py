@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from moesim.lowering import ExpertLayout, MoeLoad, Pass, expert_layout, lower, uniform_load
@@ -167,3 +168,27 @@ def test_a_million_tokens_of_deepseek_v4_by_hand():
     keys = 43 * 128 + 21 * 512 + 20 * context / 128
     assert found["attention_scores"] == pytest.approx(4 * 64 * 512 * keys, rel=1e-6)
     assert found["index_scores"] == pytest.approx(21 * 2 * 64 * 128 * context / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["deepseek-v4-flash", "minimax-m3"])
+@pytest.mark.parametrize("phase", Phase)
+def test_context_ranks_share_scores_and_index(name, phase):
+    model = catalog.load_model(name)
+    step = Pass(phase, 4.0, 1.0 if phase is Phase.DECODE else 4096.0, 4096.0)
+    one, two = (flops_by_name(program(model, p, step)) for p in (TP1, ParallelSpec(cp_size=2)))
+    for op in ("attention_scores", "index_scores"):
+        assert two[op] == pytest.approx(one[op] / 2), op
+
+
+def test_groups_without_sequences_cost_nothing_and_break_nothing():
+    """Attention ranks may hold no sequence of a small batch."""
+    model = catalog.load_model("deepseek-v4-flash")
+    step = Pass(Phase.DECODE, 3.0, 1.0, 1000.0, group_batch=(3, 0, 0, 0))
+    made = program(model, ParallelSpec(dp_size=4, ep_size=4), step)
+    scores = [
+        op for s in made.segments for op in s.ops if op.name in ("attention_scores", "index_scores", "index_top_k")
+    ]
+    assert scores
+    for op in scores:
+        assert np.isfinite(np.asarray(op.work.flops, dtype=float)).all()
+        assert np.ravel(op.work.flops)[-1] == 0.0
