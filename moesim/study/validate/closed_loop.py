@@ -1,8 +1,9 @@
 """A closed loop in units of passes: which requests are in which pass does not depend on how long passes take.
 
-Every request is replaced the moment it is done, and schedulers look at tokens and slots, never at the clock. So the schedule of
-a row is made once, and mean TTFT and TPOT are weighted sums of pass durations. Assumes: nothing waits for KV blocks; a new
-request is known to the scheduler one pass after its predecessor ended (it overlaps with the pass in flight).
+Every request is replaced the moment it is done, and schedulers look at tokens and blocks, never at the clock. So the schedule of
+a row is made once, and mean TTFT and TPOT are weighted sums of pass durations. Assumes: a new request is known to the scheduler
+one pass after its predecessor ended (it overlaps with the pass in flight); one that would overfill the KV cache waits, and
+nothing is preempted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ __all__ = ["Schedule", "closed_loop", "lengths_of"]
 Floats = NDArray[np.float64]
 #: Passes that TensorRT-LLM's attention-DP balancing waits at most (timeout_iters in the published launch scripts).
 MOST_HELD = 60
+#: Part of a request's output that has to fit into the KV cache before it starts. TensorRT-LLM's guaranteed-no-evict scheduler
+#: wants all of it; vLLM and SGLang start sooner, and then hold half of the outputs on average (assumption: no preemption).
+RESERVED_FRAC = {"trtllm": 1.0, "vllm": 0.5, "sglang": 0.5}
 Ints = NDArray[np.int64]
 
 
@@ -52,7 +56,7 @@ class _Loop:
 
     def __init__(
         self, inputs: Ints, outputs: Ints, concurrency: int, n_ranks: int, policy: str, budget: int, poll: int,
-        hold: tuple[int, float],
+        hold: tuple[int, float], capacity: float,
     ) -> None:  # fmt: skip
         self.inputs, self.outputs = inputs.tolist(), outputs.tolist()
         self.poll, self.since, self.hold, self.delayed = poll, poll, hold, 0
@@ -69,18 +73,21 @@ class _Loop:
         self.step = [0] * n_ranks
         self.rows: list[tuple[float, ...]] = []
         self.held = 0
+        reserved = RESERVED_FRAC.get(policy, 1.0)
+        self.footprint = [i + reserved * o for i, o in zip(self.inputs, self.outputs, strict=True)]
+        self.capacity, self.used = capacity, [0.0] * n_ranks
 
     def run(self) -> None:
         """Until every request is done."""
         while True:
             self._look()
             plans = [self._plan(rank) for rank in range(self.n_ranks)]
-            if self._holds(plans) or self._delays(plans):
+            if waits := self._holds(plans) or self._delays(plans):
                 plans = [[] for _ in plans]
             if any(plan for plan in plans):
                 self._mixed(plans)
             elif any(self.running):
-                self._decode()
+                self._decode(is_blocked=not waits)
             elif any(self.coming):
                 for rank in range(self.n_ranks):
                     self.coming[rank] = [(0, i) for _, i in self.coming[rank]]
@@ -131,10 +138,15 @@ class _Loop:
             return []
         left = self.budget - (0 if self.policy == "sglang" else len(self.running[rank]))
         found: list[tuple[list[int], int]] = []
+        free = self.capacity - self.used[rank]
         for seq in queue:
             need = seq[1] - seq[2]
             if left <= 0 or (self.policy == "trtllm" and need > left and found):
                 break
+            if seq[2] == 0:
+                free -= self.footprint[seq[0]]
+                if free < 0.0 and (found or self.used[rank] > 0.0):
+                    break
             take = need if self.policy == "trtllm" else min(need, left)
             found.append((seq, take))
             left -= take
@@ -157,6 +169,8 @@ class _Loop:
             if not alone:
                 self._advance(rank, 1, here)
             for seq, take in plan:
+                if seq[2] == 0:
+                    self.used[rank] += self.footprint[seq[0]]
                 seq[2] += take
                 if seq[2] >= seq[1]:
                     self._begin(rank, seq[0], here)
@@ -171,11 +185,13 @@ class _Loop:
         heapq.heappush(self.running[rank], (self.step[rank] + steps, i))
         self.context[rank] += self.inputs[i] + 1
 
-    def _decode(self) -> None:
-        """As many passes of decodes alone as pass until one is done or a request comes in."""
+    def _decode(self, *, is_blocked: bool) -> None:
+        """As many passes of decodes alone as pass until one is done, or a request comes in that need not wait for that."""
         k = min(r[0][0] - self.step[i] for i, r in enumerate(self.running) if r)
-        if any(self.waiting):
+        if any(self.waiting) and not (is_blocked and self.n_ranks == 1):
             k = 1
+        elif any(self.waiting):
+            pass
         elif any(self.coming):
             k = min(k, max(1, self.poll - self.since))
         # looks that found nobody went by within the k passes
@@ -199,6 +215,7 @@ class _Loop:
 
     def _end(self, rank: int, i: int, here: int) -> None:
         self.last[i] = here
+        self.used[rank] -= self.footprint[i]
         if self.next < len(self.inputs):
             new, self.next = self.next, self.next + 1
             self.arrive[new] = here
@@ -207,7 +224,8 @@ class _Loop:
 
 def closed_loop(
     isl: int, osl: int, concurrency: int, policy: str, *, n_ranks: int = 1, budget: int = 8192, per_slot: int = 10,
-    spread: float = 0.2, poll: int = 1, hold: tuple[int, float] = (0, 0.0), rng: np.random.Generator,
+    spread: float = 0.2, poll: int = 1, hold: tuple[int, float] = (0, 0.0), capacity: float = np.inf,
+    rng: np.random.Generator,
 ) -> Schedule:  # fmt: skip
     """The schedule of `per_slot` x `concurrency` requests, `concurrency` in flight.
 
@@ -222,11 +240,12 @@ def closed_loop(
         spread: of the lengths; 0 means requests that are all alike.
         poll: decode passes between two looks at new requests.
         hold: passes that prompts wait at most until a pass holds a part of the budget, and that part.
+        capacity: tokens that a rank's KV cache holds.
         rng: of the lengths.
     """
     n = per_slot * concurrency
     inputs, outputs = lengths_of(isl, n, spread, rng), lengths_of(osl, n, spread, rng)
-    loop = _Loop(inputs, outputs, concurrency, n_ranks, policy, budget, poll, hold)
+    loop = _Loop(inputs, outputs, concurrency, n_ranks, policy, budget, poll, hold, capacity)
     loop.run()
     rows = np.asarray(loop.rows)
     arrive, first, last = (np.asarray(x) + 1 for x in (loop.arrive, loop.first, loop.last))

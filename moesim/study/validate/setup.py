@@ -17,7 +17,16 @@ from moesim.study.instance import Instance, build_instance
 from moesim.study.kernels import SIBLINGS, calibration_of, generation_of
 from moesim.study.validate.table import RunRow
 
-__all__ = ["SIBLINGS", "calibration_of", "generation_of", "hardware_of", "instance_of", "model_of", "parallel_of"]
+__all__ = [
+    "SIBLINGS",
+    "calibration_of",
+    "generation_of",
+    "hardware_of",
+    "instance_of",
+    "model_of",
+    "parallel_of",
+    "with_launched_cache",
+]
 
 _EIGHT_BIT: dict[str, Storage | Dtype] = {"expert_activation": Dtype.FP8, "kv_cache": Storage(dtype=Dtype.FP8)}
 
@@ -53,9 +62,17 @@ def _fp8(model: ModelSpec) -> WeightStorage:
     ):  # fmt: skip
         return storage.model_copy(update={"expert_activation": Dtype.FP8})
     linear = Storage(dtype=Dtype.FP8_BLOCK if model.is_moe else Dtype.FP8)
-    return storage.model_copy(
-        update={**_linears(linear), "expert_activation": Dtype.FP8, "kv_cache": Storage(dtype=Dtype.FP8)}
-    )
+    return storage.model_copy(update={**_linears(linear), **_EIGHT_BIT})
+
+
+def with_launched_cache(model: ModelSpec, precision: str, backend: str, device: str) -> ModelSpec:
+    """The model with the cache that launches of public runs keep: 8-bit where weights are, on Blackwell and with TensorRT-LLM.
+
+    For counting memory: attention of 16-bit keys is what describes the times of runs of published block-wise FP8 models.
+    """
+    if precision not in ("fp8", "fp4") or (generation_of(device) != "blackwell" and backend != "trtllm"):
+        return model
+    return model.model_copy(update={"storage": model.storage.model_copy(update={"kv_cache": Storage(dtype=Dtype.FP8)})})
 
 
 def _fp4(generation: str) -> Callable[[ModelSpec], WeightStorage]:
