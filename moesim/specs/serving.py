@@ -150,6 +150,8 @@ class SchedulerSpec(Frozen):
 
     `kv_blocks` per attention-DP rank overrides what the memory model finds at `memory_frac` of the device. `cuda_graph_tokens`
     is the largest pass run as a CUDA graph and padded to a captured size: by default min(2 max_num_seqs, 512); 0 is eager.
+    New requests are looked at every `poll_passes` passes of decodes (SGLang's scheduler_recv_interval); attention-DP ranks let
+    prompts wait for up to `balance_passes` until all have some (TensorRT-LLM's attention_dp_config with enable_balance).
     """
 
     policy: PolicyKind = PolicyKind.VLLM
@@ -163,6 +165,8 @@ class SchedulerSpec(Frozen):
     memory_frac: Fraction = 0.9
     asynchronous: Flag = True
     cuda_graph_tokens: Natural | None = None
+    poll_passes: Count = 1
+    balance_passes: Natural = 0
 
     @property
     def graph_tokens(self) -> int:

@@ -106,7 +106,8 @@ class Deployment:
         if self.scenario.operator_tables is not None or pool.instance is None:
             return Exposure(kernels=LAYERS_WIDTH)
         context = float(min(self.limits.max_model_len or TYPICAL_CONTEXT, TYPICAL_CONTEXT))
-        return exposure_of(pool.instance.analytic(pool.instance.decode_pass(batch, context)).estimate)
+        step = pool.instance.decode_pass(batch, context)
+        return exposure_of(pool.instance.analytic(step).estimate, is_wide=pool.instance.is_wide)
 
     @property
     def label(self) -> str:
@@ -162,7 +163,10 @@ class Deployment:
                  rng.spawn(1)[0])
             for _ in range(pool.parallel.dp_size)
         ]  # fmt: skip
-        policy = POLICIES[s.scheduler.policy.value](overlapped=s.scheduler.asynchronous and stages is None)
+        policy = POLICIES[s.scheduler.policy.value](
+            overlapped=s.scheduler.asynchronous and stages is None, poll_passes=s.scheduler.poll_passes,
+            balance_passes=s.scheduler.balance_passes,
+        )  # fmt: skip
         return Engine(
             cluster.env,
             ranks,

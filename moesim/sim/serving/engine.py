@@ -83,7 +83,8 @@ class Engine:
         on_finished: Callable[[Sequence, float], None] = lambda seq, now: None, stages: SharedStages | None = None,
     ) -> None:  # fmt: skip
         # passes of other engines come between those of one that shares its stages: no run of them can be planned alone
-        jump = jump and stages is None
+        # and where the scheduler looks up seldom, or ranks wait for each other, passes are counted one by one
+        jump = jump and stages is None and policy.poll_passes == 1 and (policy.balance_passes == 0 or len(ranks) == 1)
         self.stages = stages
         self.env, self.ranks, self.policy, self.cost, self.overheads = env, ranks, policy, cost, overheads
         self.recorder, self.max_jump, self.hand_over, self.name = recorder, MAX_JUMP if jump else 1, hand_over, name
@@ -98,6 +99,7 @@ class Engine:
         self.now = 0.0
         self.n_passes = 0
         self.n_inside = 0
+        self.n_unseen, self.n_held = policy.poll_passes, 0
         self.process = env.process(self.serve())
 
     @property
@@ -115,17 +117,18 @@ class Engine:
             self.signal.succeed(True)
 
     def _least_loaded(self) -> int:
-        """The rank with the fewest requests, waiting ones counted four times, as vLLM's data-parallel client does."""
+        """The rank with the fewest requests, waiting ones counted as often as the policy says."""
+        weight = self.policy.waiting_weight
         pending = [0] * len(self.ranks)
         for _, rank, _ in self.inbox:
-            pending[rank] += 4
-        scores = [4 * len(r.waiting) + r.n_running + pending[i] for i, r in enumerate(self.ranks)]
+            pending[rank] += weight
+        scores = [weight * len(r.waiting) + r.n_running + pending[i] for i, r in enumerate(self.ranks)]
         return min(range(len(scores)), key=scores.__getitem__)
 
     def serve(self) -> Generator[Any, Any, None]:
         """Schedule as far ahead as the policy allows, then wait for what ends or arrives first."""
         while True:
-            self._drain(self.now)
+            self._look()
             while self.open is None and len(self.inflight) < self.policy.depth:
                 batch = self._schedule()
                 if batch is None:
@@ -135,6 +138,7 @@ class Engine:
                 while not self.inbox:
                     yield from self._wait(None)
                 self.now = max(self.now, self.inbox[0][0])
+                self.n_unseen = self.policy.poll_passes
                 continue
             if self.open is not None:
                 yield from self._ride(self.open)
@@ -200,6 +204,23 @@ class Engine:
             return 1
         return min(int(run.ends.searchsorted(ready_s)) + self.policy.depth, len(run.ends))
 
+    def _look(self) -> None:
+        """New requests are let in, where the scheduler looks for them before its next pass."""
+        if self.n_unseen >= self.policy.poll_passes:
+            if self.policy.poll_passes > 1:
+                self.n_unseen = 0
+            self._drain(self.now)
+
+    def _holds_prompts(self) -> bool:
+        """Whether ranks that have prompts wait for those that have none."""
+        most = self.policy.balance_passes
+        if not most or len(self.ranks) == 1:
+            return False
+        have = [self.policy.wants_prompt(rank) for rank in self.ranks]
+        is_waiting = any(have) and not all(have) and any(len(rank.cohort) for rank in self.ranks)
+        self.n_held = self.n_held + 1 if is_waiting and self.n_held < most else 0
+        return self.n_held > 0
+
     def _drain(self, now: float) -> None:
         """Requests that are ready by `now` join their rank's queue."""
         while self.inbox and self.inbox[0][0] <= now:
@@ -216,7 +237,10 @@ class Engine:
             run = self._plan_run()
             if run is not None:
                 return run
-        plans = [self.policy.plan(rank, self.now) for rank in self.ranks]
+        if self._holds_prompts():
+            plans = [self.policy.plan_decodes(rank) for rank in self.ranks]
+        else:
+            plans = [self.policy.plan(rank, self.now) for rank in self.ranks]
         if not any(plan.has_work for plan in plans):
             return None
         works: list[RankWork] = []
@@ -235,6 +259,7 @@ class Engine:
         growth = self.ranks[0].cohort.growth
         self.recorder.one_pass(previous_s, start_s, end_s, n_decode * growth, n_prefill, len(firsts), running, held)
         self.n_passes += 1
+        self.n_unseen = self.policy.poll_passes if n_prefill else self.n_unseen + 1
         self.last_end_s = end_s
         return batch
 

@@ -15,15 +15,33 @@ __all__ = ["POLICIES", "Policy", "SglangPolicy", "StaticPolicy", "TrtllmPolicy",
 
 
 class Policy:
-    """Decides each pass of a rank. `depth` is how many passes may be scheduled and not yet finished."""
+    """Decides each pass of a rank. `depth` is how many passes may be scheduled and not yet finished.
+
+    New requests are looked at every `poll_passes` passes of decodes, and after every pass with prompts (SGLang's
+    scheduler_recv_interval). With `balance_passes`, attention-DP ranks let prompts wait for up to that many passes until every
+    rank has some, so that their long passes coincide (TensorRT-LLM's attention_dp_config: enable_balance, timeout_iters).
+    """
 
     name = "base"
     depth = 1
     #: Whether blocks for the longest output are taken when a sequence starts.
     reserves = False
+    #: How often a waiting request counts where new ones go to the least loaded rank: four times in vLLM's data-parallel client.
+    waiting_weight = 4
 
-    def __init__(self, *, overlapped: bool = True) -> None:
+    def __init__(self, *, overlapped: bool = True, poll_passes: int = 1, balance_passes: int = 0) -> None:
         self.depth = 2 if overlapped else 1
+        self.poll_passes, self.balance_passes = poll_passes, balance_passes
+
+    def wants_prompt(self, rank: Rank) -> bool:
+        """Whether the next pass of a rank would carry prompts."""
+        return bool(rank.prefilling) or not self.is_blocked(rank)
+
+    def plan_decodes(self, rank: Rank) -> Plan:
+        """A pass without prompts, however many wait."""
+        plan = Plan()
+        rank.decode(plan)
+        return plan
 
     def plan(self, rank: Rank, now: float) -> Plan:
         """The next pass of a rank; changes its state as if the pass were under way."""
@@ -194,6 +212,8 @@ class TrtllmPolicy(VllmPolicy):
 
     name = "trtllm"
     reserves = True
+    #: It gives new requests to the rank with the fewest active ones, waiting or not (PyExecutor's attention-DP scheduling).
+    waiting_weight = 1
 
     def _room_for(self, seq: Sequence) -> int:
         return seq.final_context
@@ -217,8 +237,8 @@ class StaticPolicy(Policy):
     name = "static"
     reserves = True
 
-    def __init__(self, *, overlapped: bool = True) -> None:
-        super().__init__(overlapped=False)
+    def __init__(self, *, overlapped: bool = True, poll_passes: int = 1, balance_passes: int = 0) -> None:
+        super().__init__(overlapped=False, poll_passes=poll_passes)
 
     def plan(self, rank: Rank, now: float) -> Plan:
         """See the class."""
