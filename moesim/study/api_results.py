@@ -67,7 +67,9 @@ class ScenarioAnswer(Tabular):
                 "kind": s.kind.value,
                 "basis": s.basis.value,
                 "model": s.model,
-                **p.model_dump(mode="json"),
+                **p.model_dump(mode="json", exclude={"intervals"}),
+                **{f"{name}_low": ends[0] for name, ends in p.intervals.items()},
+                **{f"{name}_high": ends[1] for name, ends in p.intervals.items()},
             }
             for s in self.result.systems
             for p in s.points
@@ -87,7 +89,14 @@ class Served(Tabular):
     def rows(self) -> list[Row]:
         """Mean and percentiles of each latency."""
         names = ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s")
-        return [{"latency": name, **getattr(self.result, name).model_dump()} for name in names]
+        found = []
+        for name in names:
+            row: Row = {"latency": name, **getattr(self.result, name).model_dump()}
+            for measure in ("mean", "p99"):
+                low, high = self.result.intervals_90.get(f"{name}.{measure}", (None, None))
+                row |= {f"{measure}_low": low, f"{measure}_high": high}
+            found.append(row)
+        return found
 
     def requests(self) -> pd.DataFrame:
         """One row per request: outcome, tokens, times in seconds."""

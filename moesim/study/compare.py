@@ -20,6 +20,8 @@ def compare(reference: SystemResult, other: SystemResult, concurrency: int) -> C
     usd = _ratio(b.usd_per_million_output_tokens, a.usd_per_million_output_tokens)
     throughput = _ratio(a.output_tokens_per_s, b.output_tokens_per_s)
     kinship = Kinship.MODEL if reference.model == other.model else Kinship.STRANGERS
+    if kinship is Kinship.MODEL and reference.n_members == other.n_members and reference.parallel == other.parallel:
+        kinship = Kinship.TWINS
     spreads = ratio_spreads(b, a, kinship)
     ratios = {
         "ttft_ratio": _ratio(b.ttft_s, a.ttft_s), "tpot_ratio": _ratio(b.tpot_s, a.tpot_s), "throughput_ratio": throughput,

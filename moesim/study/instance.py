@@ -52,6 +52,11 @@ class Instance:
     def __post_init__(self) -> None:
         object.__setattr__(self, "overlap", Overlap.of(self.overlap))
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether its ranks span scale-up domains."""
+        return self.parallel.n_ranks > self.hardware.scale_up_domain_size
+
     def balanced(self) -> Instance:
         """The same instance with perfectly even routing."""
         if self.routed is None:

@@ -101,9 +101,11 @@ def measure_point(
     rate = concurrency / cycle_s
     energy = _energy_per_token(system, hardware, decode, prefill, prefill_s, workload, rate)
     passing, basis = decode.passing.estimate, basis_of(calibration)
+    is_wide = system.instance.is_wide
     spreads = spreads_of(
-        basis, exposure_of(passing, decode.seeds), exposure_of(alone.estimate), is_moe=system.instance.model.is_moe
-    )
+        basis, exposure_of(passing, decode.seeds, is_wide=is_wide), exposure_of(alone.estimate, is_wide=is_wide),
+        is_moe=system.instance.model.is_moe,
+    )  # fmt: skip
     point = Point(
         concurrency=concurrency, outcome="ok", ttft_s=ttft_s, tpot_s=tpot_s, decode_step_s=decode.time_s,
         output_tokens_per_s=rate, output_tokens_per_s_per_device=rate / hardware.n_devices,

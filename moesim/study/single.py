@@ -186,7 +186,7 @@ def _interval(instance: Instance, passing: PassTime | None, phase: Phase, seeds:
     if passing is None:
         return None
     spread = spread_of(
-        basis_of(instance.cost.calibration), exposure_of(passing.estimate, seeds), current_bands(),
+        basis_of(instance.cost.calibration), exposure_of(passing.estimate, seeds, is_wide=instance.is_wide), current_bands(),
         is_moe=instance.model.is_moe, is_ttft=phase is Phase.PREFILL,
     )  # fmt: skip
     return spread.interval(passing.time_s)

@@ -42,6 +42,9 @@ ASSUMPTION_WIDTH = 0.7
 #: Added where a stack's parameters come from other GPUs. Between Hopper and Blackwell 0.1 was measured (bands of TPOT -0.22..0.16
 #: when fitted on the other one); older and smaller devices are farther away (assumption).
 LENT_WIDTH = 0.15
+#: Added to the errors of exchanges where an instance spans scale-up domains: all serving runs were inside one. Whole passes of
+#: published deployments on 4 to 12 nodes are 4 to 15% off (docs/fabric.md).
+WIDE_WIDTH = 0.15
 #: Added to TTFT where only kernels were measured: queueing, launches and clients are not in it. Assumption.
 UNSERVED_WIDTH = 0.3
 #: Added to joules: board power is published, its share in use is not measured. Assumption.
@@ -67,11 +70,13 @@ class Kinship(StrEnum):
     STRANGERS = "different models"
     MODEL = "one model"
     SPLIT = "one model on one split"
+    TWINS = "one model on one split under one load"
 
 
 #: Part of the variance of log TPOT errors that two results share. Measured on the 1,646 runs with groups left out: errors of
-#: different models on one system and backend do not correlate (-0.07), those of one model do, and more so on one split.
-SHARED = {Kinship.STRANGERS: 0.0, Kinship.MODEL: 0.3, Kinship.SPLIT: 0.5}
+#: different models on one system and backend do not correlate (-0.07), those of one model do, and more so on one split. Where
+#: only routing or placement differ, nearly all is shared (assumption).
+SHARED = {Kinship.STRANGERS: 0.0, Kinship.MODEL: 0.3, Kinship.SPLIT: 0.4, Kinship.TWINS: 0.9}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +84,9 @@ class Exposure:
     """How a pass is exposed to errors, as fractions of its time: numbers, or arrays of cases.
 
     `kernels` is the half-width from held-out residuals of its operators, taken as fully correlated in a pass (it cannot be too
-    narrow); `links` that of expert exchanges alone, which serving runs in one node do not contain. `assumed_frac` is what nothing
-    measured, `outside_frac` lies outside the measured domain, `seeds` is what routing and arrivals scatter (half-width of the 90%
-    interval of the logarithm).
+    narrow); `links` that of expert exchanges and of spanning nodes, which serving runs do not contain. `assumed_frac` is what
+    nothing measured, `outside_frac` lies outside the measured domain, `seeds` is what routing and arrivals scatter (half-width of
+    the 90% interval of the logarithm).
     """
 
     kernels: Num = 0.0
@@ -163,14 +168,16 @@ def spread_of(basis: Basis, exposure: Exposure, bands: Bands, *, is_moe: bool, i
     return Spread(found.low * known, found.high * known)
 
 
-def exposure_of(estimate: StepEstimate, seeds: float = 0.0) -> Exposure:
-    """The exposure of one pass in detail."""
+def exposure_of(estimate: StepEstimate, seeds: float = 0.0, *, is_wide: bool = False) -> Exposure:
+    """The exposure of one pass in detail; `is_wide` where its instance spans scale-up domains."""
     total = max(estimate.time_s, 1e-30)
     errors = [ASSUMED_ERROR_FRAC if line.error_frac is None else line.error_frac for line in estimate.lines]
     each = [line.time_s * error / total for line, error in zip(estimate.lines, errors, strict=True)]
     return Exposure(
         kernels=float(sum(each)),
-        links=float(sum(x for x, line in zip(each, estimate.lines, strict=True) if line.kind in EXCHANGES)),
+        links=math.hypot(
+            sum(x for x, line in zip(each, estimate.lines, strict=True) if line.kind in EXCHANGES), WIDE_WIDTH * is_wide
+        ),
         assumed_frac=float(sum(line.time_s for line in estimate.lines if line.error_frac is None) / total),
         outside_frac=float(estimate.extrapolated_frac), seeds=seeds,
     )  # fmt: skip

@@ -78,7 +78,7 @@ def test_estimate_that_does_not_fit_is_a_result(call: Call) -> None:
 
 def test_estimate_for_people(call: Call) -> None:
     out = call("estimate", "--hardware", "hgx_h100", "--model", "mixtral-8x7b", "--tp", "2")
-    for word in ("mixtral-8x7b on hgx_h100, TP2", "memory ", "time ", "experts", "assumption"):
+    for word in ("mixtral-8x7b on hgx_h100, TP2", "memory ", "time ", "experts", "with vllm_hopper", "90%: "):
         assert word in out
     out = call("estimate", "--hardware", "hgx_h100", "--model", "mixtral-8x7b")
     assert "outcome" in out

@@ -257,7 +257,8 @@ class _Group:
         tpot_s = decode.time_s + np.maximum(0.0, in_flight - 1.0) * prefill_s / out_tokens
         rate = n["concurrency"] / (decode.time_s + in_flight * prefill_s / out_tokens)
         self.put(rows, decode, prefill_s, last, ttft_s, tpot_s, rate, in_flight, out_tokens)
-        self.put_intervals(rows, exposure_in(decode), exposure_in(alone))
+        is_wide = self.parts.parallel.n_ranks > self.parts.hardware.scale_up_domain_size
+        self.put_intervals(rows, exposure_in(decode, is_wide=is_wide), exposure_in(alone, is_wide=is_wide))
 
     def chunks(self, n: Mapping[str, Floats]) -> list[tuple[Any, Floats, Floats, Floats]]:
         """Prefill passes of every case: those of full passes, then those of one request alone."""

@@ -21,7 +21,7 @@ from moesim.cost.stack import StackParams, n_launches
 from moesim.ops import COLLECTIVES, EXCHANGES, Op, OpKind, Phase, Program
 from moesim.specs.base import Origin, weakest
 from moesim.study.host import hosted_s
-from moesim.study.uncertainty import Exposure
+from moesim.study.uncertainty import WIDE_WIDTH, Exposure
 
 __all__ = ["Lowered", "PassTimes", "exposure_in", "hosted", "priced"]
 
@@ -79,10 +79,11 @@ def hosted(times: PassTimes, stack: StackParams | None, phase: Phase, n_new: Any
     return replace(times, time_s=whole, power_s=power_s, measured_s=measured_s)
 
 
-def exposure_in(times: PassTimes) -> Exposure:
-    """How each row is exposed to errors."""
+def exposure_in(times: PassTimes, *, is_wide: bool) -> Exposure:
+    """How each row is exposed to errors; `is_wide` where the instance spans scale-up domains."""
     t = times.time_s
-    return Exposure(times.error_s / t, times.links_s / t, 1.0 - times.measured_s / t, times.outside_s / t)
+    links = np.hypot(times.links_s / t, WIDE_WIDTH * is_wide)
+    return Exposure(times.error_s / t, links, 1.0 - times.measured_s / t, times.outside_s / t)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
