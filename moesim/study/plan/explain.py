@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from moesim.lowering import Pass
 from moesim.ops import OpKind
 from moesim.specs.base import weakest
 from moesim.specs.parallel import ParallelSpec
+from moesim.study.calibrated import basis_of
 from moesim.study.host import n_kernels
 from moesim.study.plan.curves import prefill_steps, prompts_begun, turn_s
 from moesim.study.plan.flags import sglang_flags, vllm_flags
@@ -20,6 +22,7 @@ from moesim.study.plan.ground import Ground
 from moesim.study.plan.results import Bottleneck, PlanPoint, PoolPlan
 from moesim.study.plan.splits import memory_of
 from moesim.study.serve_host import FITTED_OVERHEADS, overheads_of, prompt_pass_s
+from moesim.study.uncertainty import Exposure, current_bands, exposure_of, spread_of
 
 __all__ = ["Deployment", "explain"]
 
@@ -107,8 +110,9 @@ def _point(
         tpot_s=tpot, requests_per_s=rate, output_tokens_per_s=tokens_per_s,
         output_tokens_per_s_per_device=tokens_per_s / n_devices, output_tokens_per_s_per_user=1.0 / tpot,
         usd_per_million_output_tokens=usd_per_million_tokens(hardware, n_devices, tokens_per_s),
-        usd_per_h=None if price is None else price * n_devices, error_frac=_error(parts),
-        ttft_error_frac=prefill.alone.error_frac, origin=weakest(*(e.origin for e, _ in parts), prefill.alone.origin),
+        usd_per_h=None if price is None else price * n_devices, error_frac=_error(ground, d, parts),
+        ttft_error_frac=_error(ground, d, [(prefill.alone, 1.0)], is_ttft=True),
+        origin=weakest(*(e.origin for e, _ in parts), prefill.alone.origin),
         extrapolated_frac=sum(e.extrapolated_frac * e.time_s * w for e, w in parts) / total_s,
         meets_goals=tpot <= (spec.tpot_s or tpot) and ttft <= (spec.ttft_s or ttft), limited_by=_limit(ground, d),
         vllm=vllm_flags(pools, ground.model, spec), sglang=sglang_flags(pools, ground.model, spec),
@@ -173,13 +177,18 @@ def _bottleneck(parts: Weighted) -> Bottleneck:
     return Bottleneck(group=group, bound=max(bounds, key=lambda b: bounds[b]), share_frac=sum(bounds.values()) / total)
 
 
-def _error(parts: Weighted) -> float | None:
-    """Errors weighted by time, taken as fully correlated; None where a pass has none."""
+def _error(ground: Ground, d: Deployment, parts: Weighted, *, is_ttft: bool = False) -> float | None:
+    """Half of the 90% interval over the value, as `run` and `sweep` make it; None where only assumptions stand behind it."""
+    is_wide = d.parallel.n_ranks > ground.hardware.scale_up_domain_size
     total = sum(e.time_s * w for e, w in parts)
-    each = [(e.error_frac, e.time_s * w) for e, w in parts]
-    if any(error is None for error, _ in each):
-        return None
-    return sum((error or 0.0) * seconds for error, seconds in each) / total
+    each = [(exposure_of(e, is_wide=is_wide), e.time_s * w / total) for e, w in parts]
+    names = ("kernels", "links", "assumed_frac", "outside_frac")
+    mean = Exposure(**{name: sum(float(getattr(e, name)) * share for e, share in each) for name in names})
+    spread = spread_of(
+        basis_of(ground.calibration), mean, current_bands(), is_moe=ground.model.is_moe, is_ttft=is_ttft
+    )  # fmt: skip
+    half = float(spread.half_frac)
+    return None if math.isnan(half) else half
 
 
 def _limit(ground: Ground, d: Deployment) -> str:
