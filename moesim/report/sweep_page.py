@@ -49,7 +49,7 @@ def build_sweep(result: SweepResult) -> tuple[Document, tuple[str, str, str]]:
     sentences = conclusions(result, found, moved)
     figures = [f for f in (heat(result), pareto(result), parallel(result)) if f is not None]
     bar = bars(found, moved, result.spec.report.objective)
-    sections = [Section("answer", "The answer", _answer(result, best))]
+    sections = [Section("answer", "The answer", _answer(result, best, sentences[0]))]
     if figures:
         sections.append(Section("cases", "The cases", (*figures[:2],)))
         if figures[2:]:
@@ -67,18 +67,19 @@ def build_sweep(result: SweepResult) -> tuple[Document, tuple[str, str, str]]:
     ), sentences
 
 
-def _answer(result: SweepResult, best: int | None) -> tuple[Paragraph | Bullets, ...]:
-    ran = int(result.ok.sum())
-    text = f"{result.n_cases:,} cases, {ran:,} of which run."
+def _answer(result: SweepResult, best: int | None, first: str) -> tuple[Paragraph | Bullets, ...]:
+    """What comes out in a sentence; where cases are not ranked by one number, the first of the closing three."""
+    text = ""
     if best is not None:
         settings = ", ".join(f"{path_words(p)} {value_text(v)}" for p, v in result.configuration(best).items())
         name = result.spec.report.objective
         value = COLUMN_WORDS.get(name, (name, "", 1.0))[2] * float(result.number(name)[best])
         which = "Largest" if result.spec.report.maximise else "Smallest"
         if result.spec.report.question is not Question.BREAK_EVEN and result.condition is None:
-            text += f" {which} {column_words(name)}: {_text(value)}, at {settings}."
+            text = f"{which} {column_words(name)}: {_text(value)}, at {settings}."
     counts = [f"{n:,} {word}" for word, n in result.outcomes().items()]
-    return Paragraph(text, lead=True), Bullets((f"Outcomes: {', '.join(counts)}.", *_reasons(result)))
+    cases = f"{result.n_cases:,} cases: {', '.join(counts)}."
+    return Paragraph(text or first, lead=True), Bullets((cases, *_reasons(result)))
 
 
 def _reasons(result: SweepResult) -> list[str]:
