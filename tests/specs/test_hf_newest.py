@@ -301,6 +301,20 @@ def test_nemotron_modules_by_the_names_of_its_checkpoints():
     assert storage.routed_experts.dtype is storage.shared_experts.dtype is Dtype.NVFP4
 
 
+def test_mixers_count_by_their_weights():
+    """Most of Nano's mixers by number of modules are its few attention layers' q, k, v and o and seven of Mamba's."""
+    spec = _import("nemotron-3-nano-30b-a3b")
+    mamba = [i for i, layer in enumerate(spec.layers) if isinstance(layer.attention, LinearAttention)]
+    plain = [i for i, layer in enumerate(spec.layers) if isinstance(layer.attention, GqaAttention)]
+    kept = [f"backbone.layers.{i}.mixer.{part}" for i in plain for part in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    kept += [f"backbone.layers.{i}.mixer.{part}" for i in mamba[:7] for part in ("in_proj", "out_proj")]
+    modules = 4 * len(plain) + 2 * len(mamba)
+    assert 2 * len(kept) > modules
+    quant = {"quant_algo": "NVFP4", "exclude_modules": kept}
+    storage = _import("nemotron-3-nano-30b-a3b", quantization=quant).storage
+    assert storage.attention.dtype is Dtype.NVFP4
+
+
 def test_m3_mixed_mxfp8_and_nvfp4():
     algorithms = {"self_attn.q_proj": "MXFP8", "self_attn.k_proj": "MXFP8", "self_attn.v_proj": "MXFP8",
                   "self_attn.o_proj": "MXFP8", "block_sparse_moe.shared_experts.up_proj": "MXFP8",

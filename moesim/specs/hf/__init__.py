@@ -30,7 +30,7 @@ def import_config(config: Mapping[str, Any], name: str, hf_id: str | None = None
     """
     fields = _language_model(config)
     parts = _build(fields)
-    storage = read_storage(fields, parts.layers)
+    storage = read_storage(fields, parts.layers, parts.hidden_size)
     if parts.kv_cache is not None:
         storage = storage.model_copy(update={"kv_cache": parts.kv_cache})
     return ModelSpec(

@@ -37,8 +37,8 @@ _COMPRESSED = ("wq_a", "wq_b", "wkv", "wo_a", "wo_b")
 _MOE_BLOCKS = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "mixer")
 
 
-def named_kinds(patterns: Sequence[str], layers: Sequence[LayerSpec], field: str) -> frozenset[str]:
-    """The kinds of weights of which `patterns` name more than half of the modules.
+def named_kinds(patterns: Sequence[str], layers: Sequence[LayerSpec], hidden_size: int, field: str) -> frozenset[str]:
+    """The kinds of weights of which `patterns` name more than half, each module of a mixer counted by its share of the weights.
 
     A pattern is a regular expression after ``re:``, a glob if it has ``*``, or the dotted name of a module or of a part of
     it. Names are those of `transformers` for the model's layers.
@@ -47,10 +47,10 @@ def named_kinds(patterns: Sequence[str], layers: Sequence[LayerSpec], field: str
         InputError: a pattern that is not text or no valid regular expression.
     """
     match = _matcher(patterns, field)
-    counts = {kind: [0, 0] for kind in KINDS}
-    for kind, spellings in _modules(layers):
-        counts[kind][0] += any(match(name) for name in spellings)
-        counts[kind][1] += 1
+    counts = {kind: [0.0, 0.0] for kind in KINDS}
+    for kind, spellings, weight in _modules(layers, hidden_size):
+        counts[kind][0] += weight * any(match(name) for name in spellings)
+        counts[kind][1] += weight
     return frozenset(kind for kind, (hit, total) in counts.items() if total and 2 * hit > total)
 
 
@@ -88,17 +88,22 @@ def _without_root(name: str) -> str:
     return re.sub(r"^(model\.|language_model\.|backbone\.)+", "", name)
 
 
-def _modules(layers: Sequence[LayerSpec]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    yield "embedding", ("model.embed_tokens",)
-    yield "lm_head", ("lm_head",)
+def _modules(layers: Sequence[LayerSpec], hidden_size: int) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    yield "embedding", ("model.embed_tokens",), 1.0
+    yield "lm_head", ("lm_head",), 1.0
     for i, layer in enumerate(layers):
         prefix = f"model.layers.{i}."
-        for spellings in _attention_modules(layer):
-            yield "attention", tuple(prefix + name for name in spellings)
+        modules = list(_attention_modules(layer))
+        for spellings in modules:
+            weight = layer.attention.n_params(hidden_size) / len(modules) if layer.attention is not None else 0.0
+            yield "attention", tuple(prefix + name for name in spellings), weight
+        blocks: Iterator[tuple[str, tuple[str, ...]]] = iter(())
         if isinstance(layer.ffn, DenseFfn):
-            yield from _dense_modules(prefix, layer.ffn)
-        if isinstance(layer.ffn, MoeFfn):
-            yield from _moe_modules(prefix, layer.ffn)
+            blocks = _dense_modules(prefix, layer.ffn)
+        elif isinstance(layer.ffn, MoeFfn):
+            blocks = _moe_modules(prefix, layer.ffn)
+        for kind, spellings in blocks:
+            yield kind, spellings, 1.0
 
 
 def _attention_modules(layer: LayerSpec) -> Iterator[tuple[str, ...]]:

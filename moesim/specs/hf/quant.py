@@ -37,7 +37,19 @@ class _Scheme:
         return replace(self, only=tuple(sorted(kinds)))
 
 
-def read_storage(fields: Fields, layers: Sequence[LayerSpec]) -> WeightStorage:
+@dataclass(frozen=True, slots=True)
+class _Modules:
+    """What the names of a quantiser's lists are looked up in."""
+
+    layers: Sequence[LayerSpec]
+    hidden_size: int
+
+    def named(self, patterns: Sequence[str], field: str) -> frozenset[str]:
+        """The kinds that `patterns` mean."""
+        return named_kinds(patterns, self.layers, self.hidden_size, field)
+
+
+def read_storage(fields: Fields, layers: Sequence[LayerSpec], hidden_size: int) -> WeightStorage:
     """How the checkpoint that the config describes stores its weights; bf16 where the config is silent.
 
     Raises:
@@ -55,7 +67,7 @@ def read_storage(fields: Fields, layers: Sequence[LayerSpec]) -> WeightStorage:
             raise Fields({"quantization_config": config}).refuse("quantization_config", "must be an object")
         quant = Fields(config, path)
         own: dict[str, Dtype] = {}
-        for scheme in _schemes(quant, layers):
+        for scheme in _schemes(quant, _Modules(layers, hidden_size)):
             kinds.update(dict.fromkeys(scheme.only, scheme.weights))
             own.update(dict.fromkeys(scheme.only, scheme.activation or plain))
         expert_activation = own.get("routed_experts", plain)
@@ -78,25 +90,25 @@ def _plain_dtype(fields: Fields) -> Dtype:
     return known
 
 
-def _schemes(quant: Fields, layers: Sequence[LayerSpec]) -> list[_Scheme]:
+def _schemes(quant: Fields, modules: _Modules) -> list[_Scheme]:
     """What the quantiser does, a scheme per set of kinds; later ones hold where two name the same kind.
 
     A list of layers with a format each (ModelOpt's mixed precision) says all that it converts, except beside an fp8 checkpoint,
     where it says what is no longer fp8. Otherwise groups of modules or one scheme, less the modules that are left alone.
     """
-    mixed = _per_layer(quant, layers)
+    mixed = _per_layer(quant, modules)
     if mixed:
         is_fp8 = quant.any("quant_method") == "fp8" and quant.has("weight_block_size")
         return [_scheme(quant), *mixed] if is_fp8 else mixed
-    found = _groups(quant, layers) if quant.has("config_groups") else [_scheme(quant)]
+    found = _groups(quant, modules) if quant.has("config_groups") else [_scheme(quant)]
     patterns: list[str] = []
     for key in _IGNORE_KEYS:
         patterns.extend(quant.sequence(key) or ())
-    kept = named_kinds(patterns, layers, quant.name("modules_to_not_convert")) if patterns else frozenset()
+    kept = modules.named(patterns, quant.name("modules_to_not_convert")) if patterns else frozenset()
     return [scheme.narrowed(frozenset(scheme.only) - kept) for scheme in found]
 
 
-def _per_layer(quant: Fields, layers: Sequence[LayerSpec]) -> list[_Scheme]:
+def _per_layer(quant: Fields, modules: _Modules) -> list[_Scheme]:
     """The schemes of `quantized_layers`, which gives a format for each module by name."""
     formats = quant.sub("quantized_layers")
     by_scheme: dict[_Scheme, list[str]] = {}
@@ -104,7 +116,7 @@ def _per_layer(quant: Fields, layers: Sequence[LayerSpec]) -> list[_Scheme]:
         one = formats.sub(str(name))
         by_scheme.setdefault(_modelopt(one, str(one.any("quant_algo", ""))), []).append(str(name))
     field = quant.name("quantized_layers")
-    return [scheme.narrowed(named_kinds(names, layers, field)) for scheme, names in by_scheme.items()]
+    return [scheme.narrowed(modules.named(names, field)) for scheme, names in by_scheme.items()]
 
 
 def _scheme(quant: Fields) -> _Scheme:
@@ -169,7 +181,7 @@ def _integer(quant: Fields, key: str, bits: int, group: Any) -> Storage:
     return Storage(dtype=dtype, scale_group_size=group, scale_bytes=2.0)
 
 
-def _groups(quant: Fields, layers: Sequence[LayerSpec]) -> list[_Scheme]:
+def _groups(quant: Fields, modules: _Modules) -> list[_Scheme]:
     """Groups of compressed-tensors or ModelOpt: formats of weights and of the inputs they meet, for the modules they target.
 
     A group that targets a class (``Linear``) converts every linear layer.
@@ -181,7 +193,7 @@ def _groups(quant: Fields, layers: Sequence[LayerSpec]) -> list[_Scheme]:
         scheme, targets = _group(group), group.sequence("targets") or ()
         names = [t for t in targets if not isinstance(t, str) or "." in t or ":" in t or t.islower()]
         by_class = len(names) < len(targets) or not targets
-        found.append(scheme if by_class else scheme.narrowed(named_kinds(names, layers, group.name("targets"))))
+        found.append(scheme if by_class else scheme.narrowed(modules.named(names, group.name("targets"))))
     if not found:
         raise quant.refuse("config_groups", "holds no group")
     if any(scheme != found[0] for scheme in found if scheme.only == _LINEAR):
