@@ -144,7 +144,7 @@ def find_calibration(name: str) -> Calibration:
     files = _files()
     if name not in files:
         close = nearest(name, files)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(sorted(files))}"
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see: moesim list calibrations"
         raise CatalogError("no calibration of this name", field="calibration", value=name, hint=hint)
     path = files[name]
     return _loaded(path, path.stat().st_mtime_ns)
