@@ -203,7 +203,7 @@ def _share(rows: Sequence[Judged], which: int) -> float:
 
 def _setup(judged: Judged) -> str:
     r = judged.row
-    return f"{r.group}, {r.backend} {r.precision}, {r.isl}/{r.osl}, c={r.concurrency}"
+    return f"{r.group}, {r.backend}, {r.precision or 'as published'}, {r.isl}/{r.osl}, c={r.concurrency}"
 
 
 def _worst(rows: Sequence[Judged]) -> Section:
