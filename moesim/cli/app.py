@@ -119,7 +119,9 @@ def estimate(
     engine: Annotated[str, typer.Option(help="analytic or flow.")] = "analytic",
     calibration: Annotated[
         str | None,
-        typer.Option(help="vllm, sglang, trtllm, tables, STACK:tables, none, or a file; the device's stack by default."),
+        typer.Option(
+            help="vllm, sglang, trtllm, tables, STACK:tables, none, or a file; the device's stack by default."
+        ),
     ] = None,
     seed: Seed = 0,
     json: Json = False,

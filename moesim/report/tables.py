@@ -102,7 +102,8 @@ def results_table(result: RunResult, concurrencies: Sequence[int], key: str, cap
     return Table(
         key, caption, headings, numeric, tuple(rows), _times_note(result, points),
         "Below each number its 90% interval. TTFT is the prefill of one request that does not queue. TPOT is the mean gap "
-        "between output tokens. Dollars and energy are for output tokens, prefill included. Bold is best, whatever the intervals.",
+        "between output tokens. Dollars and energy are for output tokens, prefill included. Bold is best, whatever the "
+        "intervals.",
     )  # fmt: skip
 
 
