@@ -55,9 +55,7 @@ def _latency_table(r: ServeResult) -> Table:
             row.append(Cell("-" if v is None else f"{v * 1e3:.1f}", ends=_ends(ends, 1e3, ".1f")))
         rows.append(tuple(row))
     headings = ("ms", "mean", "P50", "P90", "P95", "P99")
-    return Table(
-        "latency", "Latencies of finished requests", headings, (False, *[True] * 5), tuple(rows), _note(r)
-    )
+    return Table("latency", "Latencies of finished requests", headings, (False, *[True] * 5), tuple(rows), _note(r))
 
 
 def _rate_table(r: ServeResult) -> Table:

@@ -59,7 +59,9 @@ def serve_intervals(
             ends = spread.widened(scatter).interval(value) if value else None
             if ends is not None:
                 found[f"{name}.{measure}"] = ends
-    return found | _rates(deployment, result, results, whole) | _goodput(deployment, recorder, result, ttft, tpot), basis
+    return found | _rates(deployment, result, results, whole) | _goodput(
+        deployment, recorder, result, ttft, tpot
+    ), basis
 
 
 def _of_parts(result: ServeResult, ttft: Spread, tpot: Spread) -> Spread:
