@@ -140,7 +140,7 @@ def test_ranking_says_where_they_differ():
 
 def test_files_hold_the_answer(tmp_path):
     spec = PlanSpec(model="olmoe-1b-7b", hardware=("hgx_h100",), n_devices=2, input_tokens=256, output_tokens=64, tpot_s=0.02,
-                    max_batch=32, n_confirm=0)  # fmt: skip
+                    max_batch=32, n_confirm=1)  # fmt: skip
     result = plan(spec)
     write_plan(result, tmp_path / "new" / "folder")
     data = json.loads((tmp_path / "new" / "folder" / "plan.json").read_text())
@@ -148,5 +148,7 @@ def test_files_hold_the_answer(tmp_path):
     text = (tmp_path / "new" / "folder" / "plan.md").read_text()
     assert result.best.label in text
     assert "vllm serve" in text
+    (confirmed,) = result.plans[0].confirmations
+    assert f"| {confirmed.split} | {confirmed.load} |" in text
     lines = (tmp_path / "new" / "folder" / "points.csv").read_text().splitlines()
     assert len(lines) == 1 + len(result.rows())

@@ -49,6 +49,8 @@ def plan_markdown(result: PlanResult) -> str:
         for point in (p.best, p.least):
             if point is not None:
                 lines += ["", *_commands(point)]
+        if p.confirmations:
+            lines += ["", "In the serving simulation, and over the closed form:", "", *_confirmed(p)]
         if p.near_misses:
             lines += ["", "Near misses:", "", *(f"- {m.sentence}" for m in p.near_misses)]
     return "\n".join(lines) + "\n"
@@ -68,6 +70,22 @@ def _points(p: HardwarePlan) -> list[str]:
             f" {point.output_tokens_per_s_per_device:.0f} | {point.output_tokens_per_s_per_user:.1f} |"
             f" {main.bottleneck.group} ({main.bottleneck.bound}) | {interval} |"
         )
+    return lines
+
+
+def _confirmed(p: HardwarePlan) -> list[str]:
+    lines = ["| split | load | tokens/s/device | TTFT | TPOT | goals |", "|---|---|--:|--:|--:|---|"]
+    for c in p.confirmations:
+        if c.output_tokens_per_s_per_device is None or c.throughput_ratio is None:
+            lines.append(f"| {c.split} | {c.note} | – | – | – | – |")
+            continue
+        rate = f"{c.output_tokens_per_s_per_device:.0f} ({c.throughput_ratio:.2f})"
+        ttft, tpot = (
+            f"{1e3 * value:.4g} ms ({ratio:.2f})" if value is not None and ratio is not None else "–"
+            for value, ratio in ((c.ttft_s, c.ttft_ratio), (c.tpot_s, c.tpot_ratio))
+        )
+        met = "met" if c.meets_goals else f"missed{'; ' + c.note if c.note else ''}"
+        lines.append(f"| {c.split} | {c.load} | {rate} | {ttft} | {tpot} | {met} |")
     return lines
 
 
