@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moesim.cost.estimate import CalibratedOps, known_costs
@@ -19,10 +19,15 @@ _NARROW = (Dtype.FP8, Dtype.FP8_BLOCK)
 
 @dataclass(frozen=True, slots=True)
 class ServedTables:
-    """`narrow` costs experts whose arithmetic is in 8 bits, `wide` everything else."""
+    """`narrow` costs experts whose arithmetic is in 8 bits, `wide` everything else; it is loaded when there are any."""
 
     wide: CalibratedOps
-    narrow: CalibratedOps
+    load_narrow: Callable[[], CalibratedOps]
+
+    @property
+    def narrow(self) -> CalibratedOps:
+        """Tables of experts whose arithmetic is in 8 bits."""
+        return self.load_narrow()
 
     @property
     def name(self) -> str:
@@ -36,7 +41,7 @@ class ServedTables:
     def cost_all(self, ops: Sequence[Op], device: DeviceSpec) -> list[OpCost | None]:
         """`cost` of each operator."""
         narrow = [op.kind is OpKind.GROUPED_GEMM and op.dtype in _NARROW for op in ops]
-        if self.narrow is self.wide or not any(narrow):
+        if not any(narrow):
             return known_costs(self.wide, ops, device)
         wide = iter(known_costs(self.wide, [op for op, n in zip(ops, narrow, strict=True) if not n], device))
         own = iter(known_costs(self.narrow, [op for op, n in zip(ops, narrow, strict=True) if n], device))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from moesim.calibrate.store import calibration_names, find_calibration
@@ -134,15 +134,20 @@ def _of_file(path: Path, device: str) -> CalibratedOps:
 @lru_cache(maxsize=64)
 def _stacked(backend: str, device: str, stack: StackParams, label: str) -> CalibratedOps | None:
     lender = _same_chip(device)
-    wide, narrow = (
-        calibration_of(backend, lender or device, act, by_point=True) for act in (_experts_of(device), Dtype.FP8)
-    )
-    if wide is None or narrow is None:
+    wide = calibration_of(backend, lender or device, _experts_of(device), by_point=True)
+    if wide is None:
         return None
-    tables: CalibratedOps = ServedTables(wide, narrow)
+    tables: CalibratedOps = ServedTables(wide, partial(_narrow, backend, lender or device))
     if lender is not None:
         tables = BorrowedCalibration(tables, load_device(lender))
     return StackedCalibration(tables, stack, label)
+
+
+def _narrow(backend: str, device: str) -> CalibratedOps:
+    found = calibration_of(backend, device, Dtype.FP8, by_point=True)
+    if found is None:  # the other formats' tables were there
+        raise CatalogError("no calibration of this name", field="calibration", value=f"{device}/{backend}")
+    return found
 
 
 def _experts_of(device: str) -> Dtype:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -138,9 +139,25 @@ def save_bands(path: Path, bands: Bands, source: str) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+class _Stacks(Mapping[str, StackParams]):
+    """Stacks by name, each read when it is asked for: a cold command needs one of them."""
+
+    def __init__(self, files: Mapping[str, tuple[Path, int]]) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> StackParams:
+        return _read(*self._files[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
 def shipped_stacks() -> Mapping[str, StackParams]:
     """Stacks by name: the shipped ones, and over them those in the current folder."""
-    return dict(_read(tuple(_files())))
+    return _Stacks({_name_in(*file): file for file in _files()})
 
 
 def shipped_bands() -> Bands:
@@ -159,9 +176,16 @@ def _files() -> list[tuple[Path, int]]:
     return found
 
 
-@lru_cache(maxsize=8)
-def _read(files: tuple[tuple[Path, int], ...]) -> tuple[tuple[str, StackParams], ...]:
-    return tuple(load_stack(path) for path, _ in files)
+@lru_cache(maxsize=64)
+def _read(path: Path, mtime_ns: int) -> StackParams:
+    return load_stack(path)[1]
+
+
+@lru_cache(maxsize=64)
+def _name_in(path: Path, mtime_ns: int) -> str:
+    """The name that a stack file gives itself, without a parse where it stands on a line as `save_stack` writes it."""
+    found = re.search(r'^stack: "?([\w.-]+)"?$', path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else load_stack(path)[0]
 
 
 def band_of(errors: NDArray[np.float64], n_groups: int) -> tuple[float, float]:
