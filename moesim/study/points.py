@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.analytic import step_time
 from moesim.cost import Energy, pass_energy, usd_per_million_tokens
 from moesim.cost.served import stack_of
 from moesim.lowering import Pass
@@ -24,15 +23,13 @@ from moesim.specs.scenario import Engine
 from moesim.specs.workload import WorkloadSpec
 from moesim.study.calibrated import basis_of
 from moesim.study.chunks import time_of_chunks
-from moesim.study.host import wait_s, with_host
+from moesim.study.host import wait_s
 from moesim.study.instance import Instance, PassTime
+from moesim.study.passes import scatter, time_pass
 from moesim.study.results import Point
 from moesim.study.uncertainty import Basis, Spread, exposure_of, spreads_of
 
-__all__ = ["System", "measure_point", "memory_report", "prefill_rate", "scatter", "with_intervals"]
-
-#: Draws of routing from which the scatter of one pass is taken, and normal quantile of the 90% interval.
-N_DRAWS, NINETY = 5, 1.645
+__all__ = ["System", "measure_point", "memory_report", "prefill_rate", "with_intervals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,26 +158,6 @@ def weight_bytes_read(system: System, requests_per_slot: float, n_active: float)
                 hit = float(router.expected_distinct(max(1.0, requests_per_slot)).sum())
                 total += hit * ffn.expert_params(instance.model.hidden_size) * s
     return total * max(1.0, n_active)
-
-
-def time_pass(
-    instance: Instance, step: Pass, engine: Engine, rng: np.random.Generator, *, is_begun: bool = True
-) -> PassTime:
-    """One pass by the engine asked for, with the host time of its stack."""
-    passing = instance.flow(step, rng) if engine is Engine.FLOW else instance.analytic(step)
-    return with_host(instance, step, passing, is_begun=is_begun)
-
-
-def scatter(instance: Instance, step: Pass, rng: np.random.Generator) -> float:
-    """Half-width of the 90% interval of one pass's log time over draws of its routing, by the closed form of drawn loads.
-
-    What one simulated pass may be off the mean of many; closed forms under the expected load have none of it, and a request's
-    mean over its output tokens next to none.
-    """
-    if instance.routed is None:
-        return 0.0
-    times = [float(step_time(instance.program(step, instance.draw(step, rng)), instance.cost)) for _ in range(N_DRAWS)]
-    return NINETY * float(np.std(np.log(times), ddof=1))
 
 
 def _decode_round(

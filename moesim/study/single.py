@@ -21,7 +21,7 @@ from moesim.specs.routing import RoutingSpec
 from moesim.specs.scenario import Engine
 from moesim.study.calibrated import basis_of, calibration_for
 from moesim.study.instance import Instance, PassTime, build_instance
-from moesim.study.points import scatter, time_pass
+from moesim.study.passes import scatter, time_pass
 from moesim.study.uncertainty import Basis, current_bands, exposure_of, spread_of
 
 __all__ = ["EstimateResult", "OperatorCost", "estimate_pass", "hardware_for"]
