@@ -47,6 +47,9 @@ _FOLDERS = {
     "sweep": "scenarios/sweeps",
     "router": "scenarios/routing",
 }
+#: ModelOpt's exports keep their quantisation in a file of their own, beside ``config.json``.
+_BESIDE = "hf_quant_config.json"
+_QUANTISATIONS = ("quantization_config", "quantization")
 
 
 class Published(Frozen):
@@ -194,10 +197,23 @@ def load_model(name: str) -> ModelSpec:
     try:
         if path.suffix == ".json":
             stem = path.parent.name if path.stem == "config" else path.stem
-            return hf.import_config(read_json(path), name=stem)
+            return hf.import_config(_with_quantisation(path), name=stem)
         return load_card(name).model_spec()
     except InputError as error:
         raise _placed(error, path) from None
+
+
+def _with_quantisation(path: Path) -> dict[str, Any]:
+    """A user's config; where it says nothing of quantisation, what ModelOpt wrote into the file beside a ``config.json``."""
+    config: dict[str, Any] = read_json(path)
+    beside = path.with_name(_BESIDE)
+    if path.name != "config.json" or not _is_file(beside) or any(config.get(key) for key in _QUANTISATIONS):
+        return config
+    found = read_json(beside).get("quantization")
+    if not isinstance(found, Mapping):
+        raise InputError("must be an object", file=str(beside), field="quantization", value=found,
+                         hint="the form of ModelOpt's exports: {quantization: {quant_algo: NVFP4, ...}}")  # fmt: skip
+    return {**config, "quantization": found}
 
 
 def _placed(error: InputError, path: Path) -> InputError:
@@ -205,6 +221,9 @@ def _placed(error: InputError, path: Path) -> InputError:
     if error.line is not None or error.field is None or error.file is not None:
         return error.at(str(path))
     keys = error.field.split(".")
+    if keys[0] in _QUANTISATIONS and path.name == "config.json" and not any(map(read_json(path).get, _QUANTISATIONS)):
+        path, keys = path.with_name(_BESIDE), ["quantization", *keys[1:]]
+        error.field = ".".join(keys)
     if path.suffix == ".json":
         return error.at(str(path), line_of_field(read_text(path), keys))
     data = read_yaml(path)

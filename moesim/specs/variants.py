@@ -8,7 +8,7 @@ quantiser leaves in 16 bits is a fact of each family of checkpoints (see `_KEPT`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +26,36 @@ _TUNING = re.compile(r"-(?:instruct|chat|it|pt|base|thinking|hf|preview|\d{4}|v0
 _BLOCK_FP8_MAKERS = ("qwen", "deepseek-ai", "zai-org", "minimaxai", "moonshotai", "stepfun-ai", "xiaomimimo", "")
 _PATTERNS = {
     "attention": ["*self_attn*", "*linear_attn*", "*mamba*"],
+    "dense_ffn": ["*.mlp.gate_proj", "*.mlp.up_proj", "*.mlp.down_proj"],
     "shared_experts": ["*shared_expert*"],
 }
-#: Kinds of weights that published NVFP4 checkpoints of a family keep in 16 bits. Source: the exclude lists of
-#: nvidia/{DeepSeek-V3.1, DeepSeek-V3.2, GLM-5, Qwen3-235B-A22B, MiniMax-M2.5}-NVFP4. DeepSeek's keep all of the attention but
-#: its output projection. Mixtures that are not listed follow the later checkpoints (Kimi-K2.6, GLM-5.1, Qwen3.5).
+#: Kinds of weights that published NVFP4 checkpoints of a family keep in 16 bits. Source: the exclude lists of nvidia's NVFP4
+#: checkpoints of DeepSeek-V3.1, V3.2, GLM-5, Gemma-4, MiniMax-M2.5, M2.7, Nemotron-3 Nano, Super, Ultra and Qwen3-235B-A22B.
+#: DeepSeek's and GLM-5's keep all of the attention but one projection; of Nemotron's mixers most weights are converted. Mixtures
+#: that are not listed follow the later checkpoints (Kimi-K2.6, GLM-5.1 to 5.3, Qwen3.5, Gemma-4 26B): routed experts alone.
 _KEPT: Mapping[str, tuple[str, ...]] = {
     "deepseek": ("attention",),
+    "glm-5.": ("attention", "dense_ffn", "shared_experts"),
     "glm-5": ("attention",),
+    "gemma-4-31b": ("attention",),
     "minimax": ("attention",),
+    "nemotron": (),
     "qwen3-": (),
 }
+_EXPERTS_ALONE = ("attention", "dense_ffn", "shared_experts")
+#: Families whose NVFP4 checkpoints hold other formats beside: (patterns, ModelOpt's name), and the cache's. Source: the
+#: `quantized_layers` of nvidia's checkpoints of MiniMax-M3, Qwen3.6-27B and Qwen3.6-35B-A3B.
+_MIXED: Mapping[str, tuple[tuple[tuple[str, ...], str], ...]] = {
+    "minimax-m3": (
+        (("*self_attn*", "*.mlp.*_proj", "*shared_experts*"), "MXFP8"),
+        (("*.experts.*",), "NVFP4"),
+    ),
+    "qwen3.6": (
+        (("*self_attn*", "*linear_attn*"), "FP8"),
+        (("*.mlp.*_proj", "lm_head"), "W4A16_NVFP4"),
+    ),
+}  # fmt: skip
+_WIDE_CACHE = ("minimax-m3",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +110,18 @@ def _parts(name: str) -> tuple[str, str, str | None]:
 
 def kept_in_nvfp4(base: str, is_moe: bool) -> tuple[str, ...]:
     """Kinds of weights that NVFP4 checkpoints of a model leave in 16 bits, besides embedding, head, router and norms."""
-    if not is_moe:
-        return ()
     for prefix, kinds in _KEPT.items():
         if base.startswith(prefix):
-            return kinds
-    return ("attention", "shared_experts")
+            return kinds if is_moe or prefix == base else ()
+    return _EXPERTS_ALONE if is_moe else ()
 
 
 def quantised(config: Mapping[str, Any], variant: Variant, is_moe: bool) -> dict[str, Any]:
     """The base's ``config.json`` with the `quantization_config` that the variant's checkpoint would have."""
+    own = config.get("quantization_config")
+    if variant.weight_format == "nvfp4" and variant.base.startswith("deepseek-v4") and own:
+        # its experts alone change format (nvidia/DeepSeek-V4-{Flash,Pro}-NVFP4)
+        return {**config, "expert_dtype": "nvfp4"}
     changed = {key: value for key, value in config.items() if key not in ("quantization_config", "expert_dtype")}
     made = _quantisation(variant, is_moe)
     return {**changed, "quantization_config": made} if made else changed
@@ -109,6 +130,9 @@ def quantised(config: Mapping[str, Any], variant: Variant, is_moe: bool) -> dict
 def _quantisation(variant: Variant, is_moe: bool) -> dict[str, Any] | None:
     match variant.weight_format:
         case "nvfp4":
+            for prefix, formats in _MIXED.items():
+                if variant.base.startswith(prefix):
+                    return _mixed(formats, has_wide_cache=prefix in _WIDE_CACHE)
             kept = [pattern for kind in kept_in_nvfp4(variant.base, is_moe) for pattern in _PATTERNS[kind]]
             return {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": kept,
                     "kv_cache_scheme": {"type": "float", "num_bits": 8}}  # fmt: skip
@@ -125,3 +149,10 @@ def _quantisation(variant: Variant, is_moe: bool) -> dict[str, Any] | None:
         case "int4":
             return {"quant_method": "awq", "bits": 4, "group_size": 128}
     return None
+
+
+def _mixed(formats: Sequence[tuple[Sequence[str], str]], *, has_wide_cache: bool) -> dict[str, Any]:
+    """ModelOpt's mixed precision: a format for each pattern."""
+    layers = {pattern: {"quant_algo": name} for patterns, name in formats for pattern in patterns}
+    cache = {} if has_wide_cache else {"kv_cache_scheme": {"type": "float", "num_bits": 8}}
+    return {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers, **cache}

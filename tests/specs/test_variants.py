@@ -57,3 +57,30 @@ def test_other_sizes_and_empty_names_are_refused(name: str) -> None:
 def test_a_card_of_the_catalog_is_not_taken_for_a_variant() -> None:
     assert load_model("Qwen/Qwen3-30B-A3B-FP8").name == "qwen3-30b-a3b-fp8"
     assert "taken as" not in (load_card("qwen3-30b-a3b-fp8").note or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "dense", "experts", "shared"),
+    [
+        # what the published files of these checkpoints say (hf_quant_config.json or quantization_config)
+        ("nvidia/DeepSeek-V3.2-NVFP4", "bf16", "nvfp4", "nvfp4", "nvfp4"),
+        ("nvidia/DeepSeek-V4-Flash-NVFP4", "fp8_block", "fp8_block", "nvfp4", "fp8_block"),
+        ("nvidia/GLM-5-NVFP4", "bf16", "nvfp4", "nvfp4", "nvfp4"),
+        ("nvidia/GLM-5.1-NVFP4", "bf16", "bf16", "nvfp4", "bf16"),
+        ("nvidia/Kimi-K2.6-NVFP4", "bf16", "bf16", "nvfp4", "bf16"),
+        ("nvidia/Gemma-4-26B-A4B-NVFP4", "bf16", "bf16", "nvfp4", "bf16"),
+        ("nvidia/Gemma-4-31B-IT-NVFP4", "bf16", "nvfp4", "nvfp4", "nvfp4"),
+        ("nvidia/MiniMax-M2.5-NVFP4", "bf16", "nvfp4", "nvfp4", "nvfp4"),
+        ("nvidia/MiniMax-M3-NVFP4", "fp8_block", "fp8_block", "nvfp4", "fp8_block"),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4", "nvfp4", "nvfp4", "nvfp4", "nvfp4"),
+        ("nvidia/Qwen3.6-35B-A3B-NVFP4", "fp8", "bf16", "nvfp4", "nvfp4"),
+    ],
+)
+def test_what_nvfp4_checkpoints_leave_alone_is_a_fact_of_each_family(
+    name: str, attention: str, dense: str, experts: str, shared: str
+) -> None:
+    storage = load_model(name).storage
+    found = (storage.attention, storage.dense_ffn, storage.routed_experts, storage.shared_experts)
+    assert tuple(s.dtype.value for s in found) == (attention, dense, experts, shared)
+    assert storage.router.dtype is Dtype.BF16
+    assert storage.routed_experts.weight_only is ("Qwen3.6" in name)
