@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.lowering.drawn import drawn_copies
 from moesim.lowering.numbers import at_least, at_most, ceil, chance_hit, clip_one, larger, normal_max, sqrt
 from moesim.lowering.pairs import pair_copies
-from moesim.lowering.traffic import ExpertLayout, drawn_copies, expected_copies
+from moesim.lowering.traffic import ExpertLayout, expected_copies
 from moesim.ops import Num
 from moesim.routing import Placement
 
@@ -58,7 +60,7 @@ def tile_rows(mean_tokens: Num) -> Num:
 
 
 def drawn_load(
-    counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout, top_k: int, *,
+    counts: NDArray[Any], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout, top_k: int, *,
     pairs: bool = False,
 ) -> MoeLoad:  # fmt: skip
     """Load of every rank from sampled counts.

@@ -1,4 +1,4 @@
-"""Copies of tokens by pair of ranks, for simulations finer than one transfer per rank; sums agree with `traffic.drawn_copies`."""
+"""Copies of tokens by pair of ranks, for simulations finer than one transfer per rank; sums agree with `drawn.drawn_copies`."""
 
 from __future__ import annotations
 

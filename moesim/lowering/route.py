@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, Rou
 __all__ = ["Counts", "Routed", "fullest_source", "node_limited", "route_model", "tokens_per_source"]
 
 Key = tuple[int, int]
-Counts = Mapping[Key, NDArray[np.int64]]
+Counts = Mapping[Key, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,9 @@ class Routed:
         return expected_load(inclusion, tokens, self._placement(ffn, indices), layout, source, capacity)
 
     def draw(self, step: Pass, layout: ExpertLayout, rng: np.random.Generator) -> Counts:
-        """Every token's experts in every layer, as counts [L, source ranks, E]."""
+        """Every token's experts in every layer, as counts [L, source ranks, E] in 32 bits."""
         tokens = tokens_per_source(step, layout)
-        return {key: router.sample_rank_counts(tokens, rng) for key, router in self.routers.items()}
+        return {key: router.sample_rank_counts(tokens, rng, np.int32) for key, router in self.routers.items()}
 
     def drawn(
         self,
@@ -72,7 +73,7 @@ class Routed:
     ) -> MoeLoad:
         """Load of every rank from `draw`, without what exceeds the experts' capacity."""
         tokens = tokens_per_source(step, layout).astype(float)
-        of_layers = counts[_key(ffn)][self.rows(ffn, indices)]
+        of_layers = _rows_of(counts[_key(ffn)], self.rows(ffn, indices))
         if self.spec.capacity_factor is not None:
             capacity = expert_capacity(int(tokens.sum()), *_key(ffn), self.spec.capacity_factor)
             of_layers = _capped(of_layers, capacity)
@@ -195,12 +196,21 @@ def node_limited(layout: ExpertLayout, ffn: MoeFfn) -> ExpertLayout:
     return replace(layout, n_group=ffn.n_group, topk_group=ffn.topk_group)
 
 
-def _capped(counts: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
+def _rows_of(counts: NDArray[Any], rows: list[int]) -> NDArray[Any]:
+    """Some rows; neighbours are not copied, as counts of many ranks are large."""
+    if rows == list(range(rows[0], rows[-1] + 1)):
+        return counts[rows[0] : rows[-1] + 1]
+    picked: NDArray[Any] = counts[rows]
+    return picked
+
+
+def _capped(counts: NDArray[Any], capacity: int) -> NDArray[np.int64]:
     """Counts [L, S, E] of which each expert takes at most `capacity` over all sources, each source losing its share."""
     before = np.cumsum(counts, axis=1)
     total = before[:, -1:, :]
     kept = before * np.minimum(total, capacity) // np.maximum(total, 1)
-    return np.diff(kept, axis=1, prepend=0)
+    left: NDArray[np.int64] = np.diff(kept, axis=1, prepend=0)
+    return left
 
 
 def _dealt(n: int, n_hands: int) -> NDArray[np.int64]:

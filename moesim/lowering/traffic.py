@@ -16,11 +16,9 @@ from moesim.lowering.numbers import at_least, at_most
 from moesim.ops import Num
 from moesim.routing import Placement
 
-__all__ = ["ExpertLayout", "distinct_copies", "drawn_copies", "expected_copies", "slot_share", "tokens_per_assignment"]
+__all__ = ["ExpertLayout", "distinct", "distinct_copies", "expected_copies", "slot_share", "tokens_per_assignment"]
 
 FloatArray = NDArray[np.float64]
-#: Elements of the largest array [layers, R, R] that copies are counted with; more layers are taken in blocks.
-MAX_PAIRS = 2**23
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +54,6 @@ class ExpertLayout:
             raise ValueError("attention_dp_size must divide n_ranks")
 
 
-def drawn_copies(
-    counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout
-) -> tuple[Num, Num, Num, Num]:
-    """Token copies out and in per device rank, [L, n_ranks] each: scale-up out, in, NIC out, in."""
-    if layout.tokens_are_everywhere or layout.n_ranks == 1:
-        zero = np.zeros((counts.shape[0], layout.n_ranks))
-        return zero, zero, zero, zero
-    block = max(1, MAX_PAIRS // layout.n_ranks**2)
-    found = [
-        _copies_of(counts[i : i + block], tokens_per_rank, _layers_of(placement, i, block), layout)
-        for i in range(0, len(counts), block)
-    ]
-    up_out, up_in, nic_out, nic_in = (np.concatenate([four[k] for four in found]) for k in range(4))
-    return up_out, up_in, nic_out, nic_in
-
-
-def _layers_of(placement: Placement, first: int, n: int) -> Placement:
-    if len(placement.slots) == 1:
-        return placement
-    return Placement(placement.slots[first : first + n].copy(), placement.n_ranks, placement.n_experts)
-
-
 def slot_share(placement: Placement, layout: ExpertLayout) -> NDArray[np.float32]:
     """Part of each expert's assignments that each device rank gets a copy of, [L or 1, E, R]."""
     share = placement.share_on_rank().astype(np.float32)
@@ -92,82 +68,16 @@ def distinct_copies(
     to_rank = np.matmul(counts.astype(np.float32), slot_share(placement, layout))
     tokens = np.maximum(tokens_per_rank, 1e-9).astype(np.float32)[None, :, None]
     top_k = float(counts[0].sum()) / max(float(np.sum(tokens_per_rank)), 1e-9)
-    copies = _distinct(to_rank, tokens, placement.n_slots, top_k, placement.n_slots / layout.ep_size, layout)
+    copies = distinct(to_rank, tokens, placement.n_slots, top_k, placement.n_slots / layout.ep_size, layout)
     if n_ranks == domain:
         return copies, None
     slices_there = min(layout.etp_size, domain)
     to_domain = to_rank.reshape(counts.shape[0], n_ranks, n_ranks // domain, domain).sum(axis=3) / slices_there
     n_there = placement.n_slots / layout.ep_size * domain / slices_there
-    return copies, _distinct(to_domain, tokens, placement.n_slots, top_k, n_there, layout)
+    return copies, distinct(to_domain, tokens, placement.n_slots, top_k, n_there, layout)
 
 
-def _copies_of(
-    counts: NDArray[np.int64], tokens_per_rank: FloatArray, placement: Placement, layout: ExpertLayout
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    if not layout.dedup:
-        return _direct(counts, slot_share(placement, layout), layout)
-    n_ranks, domain = layout.n_ranks, min(layout.domain_size, layout.n_ranks)
-    copies, crossing = distinct_copies(counts, tokens_per_rank, placement, layout)
-    blocks = copies.reshape(counts.shape[0], n_ranks // domain, domain, n_ranks // domain, domain)
-    inside = np.einsum("lpqpr->lpqr", blocks) * ~np.eye(domain, dtype=bool)
-    up_out = inside.sum(axis=3).reshape(-1, n_ranks).astype(float)
-    up_in = inside.sum(axis=2).reshape(-1, n_ranks).astype(float)
-    if crossing is None:
-        zero = np.zeros_like(up_out)
-        return up_out, up_in, zero, zero
-    nic_out, nic_in, fwd_out, fwd_in = _two_hop(blocks, crossing, n_ranks, domain)
-    return up_out + fwd_out, up_in + fwd_in, nic_out, nic_in
-
-
-def _direct(
-    counts: NDArray[np.int64], share: NDArray[np.float32], layout: ExpertLayout
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """One copy per assignment and slice, straight to its rank. Only traffic inside domains needs the full matrix."""
-    n_layers, n_ranks, n_experts = counts.shape
-    domain = min(layout.domain_size, n_ranks)
-    n_domains = n_ranks // domain
-    near_counts = counts.astype(np.float32).reshape(n_layers, n_domains, domain, n_experts)
-    near_share = share.reshape(share.shape[0], n_experts, n_domains, domain).transpose(0, 2, 1, 3)
-    near = np.matmul(near_counts, near_share).astype(float)
-    up = near * ~np.eye(domain, dtype=bool)
-    up_out, up_in = up.sum(axis=3).reshape(n_layers, n_ranks), up.sum(axis=2).reshape(n_layers, n_ranks)
-    if n_domains == 1:
-        return up_out, up_in, np.zeros_like(up_out), np.zeros_like(up_out)
-    all_out = counts.sum(axis=2) * float(layout.etp_size)
-    all_in = np.matmul(counts.sum(axis=1, dtype=float)[:, None, :], share.astype(float))[:, 0, :]
-    nic_out = all_out - near.sum(axis=3).reshape(n_layers, n_ranks)
-    nic_in = all_in - near.sum(axis=2).reshape(n_layers, n_ranks)
-    return up_out, up_in, np.maximum(nic_out, 0.0), np.maximum(nic_in, 0.0)
-
-
-def _two_hop(
-    copies: NDArray[np.float32], crossing: NDArray[np.float32], n_ranks: int, domain: int
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """High-throughput traffic: a token crosses to a domain once, to the peer of its own index, which forwards it inside.
-
-    Args:
-        copies: [L, D, d, D, d] distinct tokens by source domain and index, and destination domain and index.
-        crossing: [L, n_ranks, D] distinct tokens by source rank and destination domain.
-        n_ranks: ranks.
-        domain: d, ranks of a domain.
-
-    Returns:
-        NIC out and in, forwarded out and in, [L, n_ranks] each.
-    """
-    n_layers, n_domains = copies.shape[0], n_ranks // domain
-    remote = np.arange(n_ranks)[:, None] // domain != np.arange(n_domains)[None, :]
-    crossing = crossing * remote
-    nic_in = crossing.reshape(n_layers, n_domains, domain, n_domains).sum(axis=1).transpose(0, 2, 1)
-    arriving = copies.sum(axis=1) - np.einsum("lpqpr->lqpr", copies)
-    forwarded = np.where(np.eye(domain, dtype=bool)[None, :, None, :], 0.0, arriving)
-    fwd_out = forwarded.sum(axis=3).transpose(0, 2, 1)
-    fwd_in = forwarded.sum(axis=1)
-    flat = (crossing.sum(axis=2), nic_in, fwd_out, fwd_in)
-    nic_out, nic_in, fwd_out, fwd_in = (np.asarray(x, dtype=float).reshape(n_layers, n_ranks) for x in flat)
-    return nic_out, nic_in, fwd_out, fwd_in
-
-
-def _distinct(
+def distinct(
     assignments: NDArray[np.float32], tokens: NDArray[np.float32], n_slots: int, top_k: float, n_there: float,
     layout: ExpertLayout,
 ) -> NDArray[np.float32]:  # fmt: skip

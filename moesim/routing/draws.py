@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,10 +91,12 @@ def _round_robin(model: RouterModel, start: int, n_tokens: int, layer: int) -> N
     return ((first[None, :] + np.arange(model.top_k)[:, None]) % model.n_experts).astype(np.int32)
 
 
-def count_choices(model: RouterModel, per_rank: Ints, rng: np.random.Generator) -> Ints:
+def count_choices(
+    model: RouterModel, per_rank: Ints, rng: np.random.Generator, dtype: type[Any] = np.int64
+) -> NDArray[Any]:
     """Counts of a pass drawn token by token: [L, R, E]."""
     n_ranks, n_experts = len(per_rank), model.n_experts
-    out = np.zeros((model.n_layers, n_ranks * n_experts), np.int64)
+    out = np.zeros((model.n_layers, n_ranks * n_experts), dtype)
     row = np.repeat(np.arange(n_ranks) * n_experts, per_rank)
     for start, layer, chosen in choices(model, int(per_rank.sum()), rng, model.n_layers):
         offset = row[start : start + chosen.shape[1]]
@@ -103,7 +105,9 @@ def count_choices(model: RouterModel, per_rank: Ints, rng: np.random.Generator) 
     return out.reshape(model.n_layers, n_ranks, n_experts)
 
 
-def normal_counts(model: RouterModel, per_rank: Ints, rng: np.random.Generator) -> Ints:
+def normal_counts(
+    model: RouterModel, per_rank: Ints, rng: np.random.Generator, dtype: type[Any] = np.int64
+) -> NDArray[Any]:
     """Counts of a pass of very many tokens, by a normal law with the means and variances of the exact one: [L, R, E].
 
     Independent normals of variance c_e, conditioned on a sum of zero, where c_e (1 - c_e / sum c) = p_e (1 - p_e)
@@ -120,7 +124,7 @@ def normal_counts(model: RouterModel, per_rank: Ints, rng: np.random.Generator) 
         p = _scaled_to(p * shift, model.top_k)
     widen = (1 + model.repeat_prob) / np.maximum(1 - model.repeat_prob, 1e-3)
     spread = _hajek(p) * widen[:, None]
-    out = np.empty((model.n_layers, len(per_rank), model.n_experts), np.int64)
+    out = np.empty((model.n_layers, len(per_rank), model.n_experts), dtype)
     for rank, n_tokens in enumerate(per_rank.tolist()):
         out[:, rank] = _rounded(p, spread, n_tokens, model.top_k, rng)
     return out

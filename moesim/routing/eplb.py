@@ -8,6 +8,7 @@ then balanced on its own. This implementation is our own and works on all layers
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -98,21 +99,30 @@ def pack(load: Floats, items: NDArray[np.int64], n_bins: int) -> Ints:
     n_layers, n_items = load.shape
     room = n_items // n_bins
     order = np.argsort(-load, axis=1, kind="stable")
-    rows = np.arange(n_layers)
-    bin_load, filled = np.zeros((n_layers, n_bins)), np.zeros((n_layers, n_bins), np.int64)
-    packed = np.full((n_layers, n_bins, room), -1, np.int64)
-    for step in range(n_items):
-        which = order[:, step]
-        item, weight = items[rows, which], load[rows, which]
-        held = (packed == item[:, None, None]).any(axis=2)
-        cost = np.where(filled < room, bin_load, np.inf)
-        apart = np.where(held, np.inf, cost)
-        cost = np.where(np.isfinite(apart).any(axis=1, keepdims=True), apart, cost)
-        best = cost.argmin(axis=1)
-        packed[rows, best, filled[rows, best]] = item
-        bin_load[rows, best] += weight
-        filled[rows, best] += 1
+    if room == 1:  # every bin is as light as the next until it is full
+        return np.take_along_axis(items, order, axis=1)
+    packed = np.empty((n_layers, n_bins, room), np.int64)
+    for layer in range(n_layers):
+        _pack_one(items[layer, order[layer]].tolist(), load[layer, order[layer]].tolist(), packed[layer])
     return packed.reshape(n_layers, n_items)
+
+
+def _pack_one(items: list[int], load: list[float], packed: Ints) -> None:
+    """Items in this order into the rows of `packed`; of bins equally light the first is taken."""
+    n_bins, room = packed.shape
+    lightest = [(0.0, at) for at in range(n_bins)]  # a heap
+    inside: list[list[int]] = [[] for _ in range(n_bins)]
+    for item, weight in zip(items, load, strict=True):
+        passed = []
+        while lightest and item in inside[lightest[0][1]]:
+            passed.append(heappop(lightest))
+        weighed, best = heappop(lightest) if lightest else passed.pop(0)
+        for bin_there in passed:
+            heappush(lightest, bin_there)
+        inside[best].append(item)
+        if len(inside[best]) < room:
+            heappush(lightest, (weighed + weight, best))
+    packed[:] = inside
 
 
 def _never_worse(slots: Ints, load: Floats, n_ranks: int) -> Ints:

@@ -62,12 +62,14 @@ class TraceRouter(RouterModel):
             raise InputError("no such layer", field="layers", value=list(layers), allowed=f"0..{self.n_layers - 1}")
         return picked[:, list(layers)]
 
-    def sample_rank_counts(self, tokens_per_rank: Sequence[int] | NDArray[Any], rng: np.random.Generator) -> Ints:
+    def sample_rank_counts(
+        self, tokens_per_rank: Sequence[int] | NDArray[Any], rng: np.random.Generator, dtype: type[Any] = np.int64
+    ) -> NDArray[Any]:
         """Counts of consecutive recorded tokens, dealt to ranks in order: [L, R, E]."""
         per_rank = np.asarray(tokens_per_rank, dtype=np.int64)
         rows = self._run(int(per_rank.sum()), rng)
         parts = np.split(rows, np.cumsum(per_rank)[:-1])
-        return np.stack([_counts(self.experts[part], self.n_experts) for part in parts], axis=1)
+        return np.stack([_counts(self.experts[part], self.n_experts).astype(dtype) for part in parts], axis=1)
 
     def _run(self, n_tokens: int, rng: np.random.Generator) -> NDArray[np.intp]:
         if n_tokens < 0:

@@ -158,10 +158,15 @@ class RouterModel:
 
         Equal to that count, for one seed, up to `moesim.routing.draws.LARGE` choices; normal approximation above.
         """
-        return self.sample_rank_counts([n_tokens], rng)[:, 0, :]
+        counts: Ints = self.sample_rank_counts([n_tokens], rng)[:, 0, :]
+        return counts
 
-    def sample_rank_counts(self, tokens_per_rank: Sequence[int] | NDArray[Any], rng: np.random.Generator) -> Ints:
+    def sample_rank_counts(
+        self, tokens_per_rank: Sequence[int] | NDArray[Any], rng: np.random.Generator, dtype: type[Any] = np.int64
+    ) -> NDArray[Any]:
         """Tokens per expert from each source rank in one pass: [L, R, E]; [l, r] sums to tokens_per_rank[r] x K.
+
+        Many ranks make it large: `dtype` may be a narrower integer.
 
         Raises:
             InputError: not a list of counts.
@@ -172,8 +177,8 @@ class RouterModel:
         _check_tokens(int(per_rank.min(initial=0)))
         n_choices = int(per_rank.sum()) * self.n_layers * self.top_k
         if n_choices > LARGE and not self.is_balanced and per_rank.min() >= LARGE_PER_RANK:
-            return normal_counts(self, per_rank, rng)
-        return count_choices(self, per_rank, rng)
+            return normal_counts(self, per_rank, rng, dtype)
+        return count_choices(self, per_rank, rng, dtype)
 
 
 def inclusion_of(rows: Floats, top_k: int, n_group: int, topk_group: int) -> Floats:

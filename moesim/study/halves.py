@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +16,23 @@ from moesim.ops import Phase
 __all__ = ["HalvedCounts", "halved", "split_pass"]
 
 
-class HalvedCounts(dict[tuple[int, int], NDArray[np.int64]]):
-    """Counts of a pass that were drawn as two halves: a mapping of their sums that remembers them."""
+class HalvedCounts(Mapping[tuple[int, int], NDArray[Any]]):
+    """Counts of a pass that were drawn as two halves: a mapping of their sums, which are as large and made when asked for."""
+
+    __slots__ = ("halves",)
 
     def __init__(self, halves: tuple[Counts, Counts]) -> None:
-        super().__init__({key: halves[0][key] + halves[1][key] for key in halves[0]})
         self.halves = halves
+
+    def __getitem__(self, key: tuple[int, int]) -> NDArray[Any]:
+        total: NDArray[Any] = self.halves[0][key] + self.halves[1][key]
+        return total
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.halves[0])
+
+    def __len__(self) -> int:
+        return len(self.halves[0])
 
 
 def split_pass(step: Pass, dp_size: int) -> tuple[Pass, Pass] | None:
@@ -55,7 +68,7 @@ def halved(counts: Counts | None, halves: tuple[Pass, Pass]) -> tuple[Counts | N
     return first, {key: value - first[key] for key, value in counts.items()}
 
 
-def _share(counts: NDArray[np.int64], share: float) -> NDArray[np.int64]:
+def _share(counts: NDArray[Any], share: float) -> NDArray[np.int64]:
     """A share of each count such that running sums over experts stay whole."""
     total = np.cumsum(counts, axis=-1)
     return np.asarray(np.diff(np.floor(total * share + 0.5).astype(np.int64), axis=-1, prepend=0), dtype=np.int64)
