@@ -132,6 +132,7 @@ def ship(device: str, shipped: dict[tuple[str, str], list[Family]], date: str) -
             else replace(f, key=replace(f.key, kernel=f"{f.key.kernel} ({stack} {version})"))
             for version in versions
             for f in shipped[stack, version]
+            if expanded(f)
         ]
         extra = nccl + borrowed(stack, families, shipped) if stack != "nccl" else []
         source = "aiconfigurator-core 0.12.0 (PyPI, Apache-2.0), systems/data; measured by its makers, not by us"
@@ -161,18 +162,29 @@ def add(device: str, fitted: dict[tuple[str, str], list[Family]]) -> None:
         save_calibration(replace(old, families=families), ROOT / "hardware" / "calibrations" / device / f"{stack}.yaml")
 
 
+MLA = ("mla_attention_prefill", "mla_attention_decode")
+
+
+def expanded(family: Family) -> bool:
+    """False for prompts' MLA scores over the latent: SGLang's rows on Hopper (see docs/calibration.md); programs expand it."""
+    return family.key.kind != "mla_attention_prefill" or family.key.kernel != "flash_attention"
+
+
 def borrowed(stack: str, own: list[Family], shipped: dict[tuple[str, str], list[Family]]) -> list[Family]:
-    """Kernels that a stack shares with SGLang but has no sound table for: block-fp8 GEMM (DeepGEMM), MLA scores."""
-    if stack == "sglang":
-        return []
+    """Kernels that a stack has no sound table for: block-fp8 GEMM (DeepGEMM) and MLA scores are SGLang's.
+
+    On Hopper, where SGLang's MLA rows are of other programs (prompts over the latent, 8-bit caches cast before use), they are
+    TensorRT-LLM's.
+    """
     have = {(f.key.kind, f.key.dtype) for f in own}
+    is_sound = all(expanded(f) for (other, _), families in shipped.items() if other == "sglang" for f in families)
+    kinds = {"sglang": ("gemm", *MLA)} if is_sound else {"sglang": ("gemm",), "trtllm": MLA}
     return [
         replace(f, key=replace(f.key, kernel=f"{f.key.kernel} (borrowed from {other} {version})"))
         for (other, version), families in shipped.items()
-        if other == "sglang"
+        if other != stack
         for f in families
-        if f.key.kind in ("gemm", "mla_attention_prefill", "mla_attention_decode")
-        and (f.key.kind, f.key.dtype) not in have
+        if f.key.kind in kinds.get(other, ()) and (f.key.kind, f.key.dtype) not in have
     ]
 
 

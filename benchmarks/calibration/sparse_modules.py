@@ -1,4 +1,4 @@
-"""Predicted times of whole attention modules of DeepSeek-V4 and MiniMax-M3 against measured ones that no fit saw.
+"""Predicted times of whole attention modules (DeepSeek-V3 to V4, GLM-5, MiniMax-M3) against measured ones that no fit saw.
 
 Needs the published tables: `pip install aiconfigurator-core==0.12.0` (82 MB, Linux), or its unpacked folder as --source.
 
@@ -22,17 +22,35 @@ from moesim.cost.estimate import CostModel
 from moesim.lowering.attention import lower_attention
 from moesim.lowering.common import Context, Pass
 from moesim.ops import OpKind, Phase
-from moesim.specs.attention import Attention, CompressedAttention, GqaAttention
+from moesim.specs.attention import Attention, CompressedAttention, GqaAttention, MlaAttention
 from moesim.specs.catalog import load_hardware, load_model
+from moesim.specs.dtypes import Dtype, Storage
 from moesim.specs.model import ModelSpec
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.calibrated import calibration_for
 
 CLUSTERS = {"b200_sxm": "hgx_b200", "h200_sxm": "hgx_h200", "h100_sxm": "hgx_h100"}
+MODELS = {
+    "deepseek-ai/DeepSeek-V3": "deepseek-v3",
+    "deepseek-ai/DeepSeek-V3.2": "deepseek-v3.2",
+    "sgl-project/DeepSeek-V4-Flash-FP8": "deepseek-v4-flash",
+    "deepseek-ai/DeepSeek-V4-Pro": "deepseek-v4-pro",
+    "zai-org/GLM-5": "glm-5",
+    "MiniMaxAI/MiniMax-M3": "minimax-m3",
+}
 TABLES = {
     "DeepSeek-V4, 4 tokens a row": ("sparse_attention", "dsv4_csa"),
     "DeepSeek-V4, 128 tokens a row": ("sparse_attention", "dsv4_hca"),
     "MiniMax-M3": ("msa", "msa"),
+    "DeepSeek-V3.2, GLM-5": ("sparse_attention", "dsa"),
+    "DeepSeek-V3": ("mla", "mla"),
+}
+
+
+#: Formats of weights and cache that are served together, and how the tables name them.
+SERVED = {
+    ("bfloat16", "bfloat16"): (Storage(dtype=Dtype.BF16), Storage(dtype=Dtype.BF16)),
+    ("fp8_block", "fp8"): (Storage(dtype=Dtype.FP8_BLOCK, scale_group_size=128 * 128), Storage(dtype=Dtype.FP8)),
 }
 
 
@@ -40,11 +58,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--device", action="append", choices=CLUSTERS)
+    parser.add_argument("--only", action="append", choices=TABLES)
     parser.add_argument("--sample", type=int, default=1500, help="rows of each table, drawn with seed 0; 0 takes all")
     settings = parser.parse_args()
     print("| module | device | pass | rows | mean error | median error | bias (median) |")
     print("|---|---|---|---|---|---|---|")
-    for name, (folder, prefix) in TABLES.items():
+    for name in settings.only or TABLES:
+        folder, prefix = TABLES[name]
         for device in settings.device or CLUSTERS:
             for kind in ("generation", "context"):
                 path = (
@@ -68,8 +88,8 @@ def line(name: str, device: str, kind: str, found: np.ndarray) -> str:
 def ratios(table: pd.DataFrame, device: str, kind: str, sample: int) -> np.ndarray:
     """Predicted over measured for the rows of shapes that a model has, in the formats that it is served in."""
     if "compress_ratio" not in table:
-        table = table[(table.gemm_type == "bfloat16") & (table.kv_cache_dtype == "bfloat16")]
-        table = table[table.num_heads.isin([8, 16, 32, 64])]
+        same = [(g, c) in SERVED for g, c in zip(table.gemm_type, table.kv_cache_dtype, strict=True)]
+        table = table[np.asarray(same) & table.num_heads.isin([8, 16, 32, 64, 128])]
     if sample and len(table) > sample:
         table = table.sample(sample, random_state=0)
     cost = CostModel.of(load_hardware(CLUSTERS[device]), calibration_for("vllm:tables", device))
@@ -85,12 +105,17 @@ def ratios(table: pd.DataFrame, device: str, kind: str, sample: int) -> np.ndarr
 
 def shapes(row: Any) -> Iterator[tuple[ModelSpec, Attention, int]]:
     """The model, layer and split that a row is of; nothing for heads that none has."""
-    is_m3 = "MiniMax" in row.model
-    name = "minimax-m3" if is_m3 else "deepseek-v4-pro" if "Pro" in row.model else "deepseek-v4-flash"
-    model = load_model(name)
+    model = load_model(MODELS[row.model])
+    if not hasattr(row, "compress_ratio"):
+        weights, cache = SERVED[row.gemm_type, row.kv_cache_dtype]
+        storage = model.storage.model_copy(update={"attention": weights, "kv_cache": cache})
+        model = model.model_copy(update={"storage": storage})
     for layer, _ in model.layer_kinds:
         a = layer.attention
         if isinstance(a, GqaAttention) and a.index_topk and a.n_heads % row.num_heads == 0:
+            yield model, a, a.n_heads // row.num_heads
+            return
+        if isinstance(a, MlaAttention) and a.n_heads % row.num_heads == 0:
             yield model, a, a.n_heads // row.num_heads
             return
         if isinstance(a, CompressedAttention) and a.compress_ratio == row.compress_ratio:
