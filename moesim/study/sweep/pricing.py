@@ -249,7 +249,10 @@ def _parts(cost: OpCost, op: Op, n: int) -> Any:
         time, time if op.kind in _COMM else 0.0, time * _power(cost), error, 0.0 if cost.error_frac is None else time,
         _outside(cost, time), error if op.kind in EXCHANGES else 0.0, 0.0 if op.kind is OpKind.SEND else n_launches(op),
     )  # fmt: skip
-    return [np.broadcast_to(np.asarray(x, dtype=float), (n,)) for x in parts]
+    rows = np.empty((len(parts), n))
+    for row, part in zip(rows, parts, strict=True):
+        row[:] = part
+    return rows
 
 
 def _outside(cost: OpCost, time: Any) -> Any:
