@@ -5,6 +5,7 @@ Letters: D hidden size, F width, t tokens in flight on the rank, V vocabulary.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -142,9 +143,16 @@ def rank_weights(
 
 def layers_among(model: ModelSpec, layers: Sequence[int]) -> list[tuple[LayerSpec, int]]:
     """Distinct layers among those of the given indices, with how often each is."""
-    inside = layers if isinstance(layers, range) else frozenset(layers)
-    counted = [(layer, sum(i in inside for i in indices)) for layer, indices in model.layer_groups]
+    counted = [(layer, _n_among(indices, layers)) for layer, indices in model.layer_groups]
     return [(layer, n) for layer, n in counted if n]
+
+
+def _n_among(indices: Sequence[int], layers: Sequence[int]) -> int:
+    """How many of the ascending `indices` are in `layers`."""
+    if isinstance(layers, range) and layers.step == 1:
+        return bisect_left(indices, layers.stop) - bisect_left(indices, layers.start)
+    inside = frozenset(layers)
+    return sum(i in inside for i in indices)
 
 
 def _layer_weights(model: ModelSpec, parallel: ParallelSpec, layer: LayerSpec) -> WeightBytes:
@@ -262,7 +270,7 @@ def _stages(model: ModelSpec, parallel: ParallelSpec, serving: Serving, capacity
     stages = stage_layers(len(model.layers), parallel.pp_size)
     last, seen, found = len(stages) - 1, set(), []
     for i, stage in enumerate(stages):
-        kind = (i == 0, i == last, *(sum(j in stage for j in indices) for _, indices in model.layer_groups))
+        kind = (i == 0, i == last, *(_n_among(indices, stage) for _, indices in model.layer_groups))
         if kind not in seen:
             seen.add(kind)
             found.append(_stage_memory(model, parallel, serving, capacity_bytes, stage, first=i == 0, last=i == last))
