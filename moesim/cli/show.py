@@ -65,7 +65,7 @@ def hardware_command(name: str, as_json: bool) -> None:
         return
     print(f"{summary.name}: {summary.n_devices} x {summary.device}")
     rows = [(row.what, row.value, row.origin, row.source) for row in summary.rows]
-    table(("what", "value", "origin", "source"), rows, wrap=True)
+    table(("what", "value", "origin", "source"), rows, text=("origin", "source"))
 
 
 def list_command(kind: str, as_json: bool) -> None:

@@ -92,7 +92,7 @@ def published(
         print_json([f.as_dict() for f in found])
         return
     header = ("case", "setup", "measured", "projected", "90%", "error", "verdict", "source")
-    show(header, [f.cells() for f in found], wrap=True)
+    show(header, [f.cells() for f in found], text=("setup", "source"))
     held = [f for f in found if f.is_inside is not None]
     print(f"{sum(bool(f.is_inside) for f in held)} of {len(held)} measurements lie inside the 90% interval")
 
