@@ -83,7 +83,8 @@ def _print(r: EstimateResult) -> None:
     print(f"as       {r.reached}")
     print(f"from     {r.calibration}; weakest input: {r.origin.value}")
     if r.extrapolated_frac > 0:
-        print(f"warning  {r.extrapolated_frac:.0%} of the time is outside the calibration's domain")
+        share = "less than 1%" if r.extrapolated_frac < 0.01 else f"{r.extrapolated_frac:.0%}"
+        print(f"warning  {share} of the time is outside the calibration's domain")
     rows = [
         (o.name, show(o.time_s, "s"), f"{o.time_s / r.time_s:.1%}", o.bound, show(o.flops, "FLOP"), show(o.bytes, "B"))
         for o in sorted(_merged(r), key=lambda o: -o.time_s)[:12]
