@@ -233,6 +233,11 @@ def test_explain_says_what_a_step_is_made_of(tmp_path: Path) -> None:
     assert "Uncertainty" in text
     with pytest.raises(InputError, match="no such row"):
         explain_row("zz", table)
+    unnamed = write(tmp_path / "u.csv", *("," + line.partition(",")[2] for line in LINES))
+    with pytest.raises(InputError) as error:
+        explain_row("4", unnamed)
+    assert error.value.allowed == "1..3 for the data rows in order"
+    assert error.value.hint is None
 
 
 def test_own_runs_are_fitted_and_warned_about(tmp_path: Path) -> None:

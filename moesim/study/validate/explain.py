@@ -78,18 +78,17 @@ def explain_row(row: str, table: Path | None) -> Explanation:
 
 def _find(row: str, table: Path) -> tuple[Mapping[str, str], RunRow | InputError]:
     lines = read_table(table)
-    names = [r.name for _, r in lines if isinstance(r, RunRow)]
     for i, (line, found) in enumerate(lines):
         if (isinstance(found, RunRow) and found.name == row) or row == str(i + 1):
             return line, found
-    close = nearest(row, names)
+    names = [r.name for _, r in lines if isinstance(r, RunRow)]
+    named = [name for name in names if not name.startswith("line ")]
+    close = nearest(row, named)
     raise InputError(
-        "no such row",
-        file=str(table),
-        field="row",
-        value=row,
-        hint=f"did you mean {close[0]}?" if close else "a name or a line",
-    )
+        "no such row", file=str(table), field="row", value=row,
+        allowed=f"1..{len(lines)} for the data rows in order" + (", or what the column 'row' says" if named else ""),
+        hint=f"did you mean {close[0]!r}?" if close else None,
+    )  # fmt: skip
 
 
 def _explained(result: RowResult, row: RunRow, bench: Workbench, stack: StackParams) -> Explanation:

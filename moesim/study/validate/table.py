@@ -85,7 +85,10 @@ def read_table(path: Path) -> list[tuple[dict[str, str], RunRow | InputError]]:
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise InputError(
-            "lacks a column", file=str(path), field=missing[0], allowed=", ".join(REQUIRED), hint="one run per line"
+            "this column is missing",
+            file=str(path),
+            field=missing[0],
+            hint=f"one run per line, with the columns {', '.join(REQUIRED)}",
         )
     rows = list(_rows(reader, str(path)))
     if not rows:
