@@ -151,7 +151,9 @@ class SchedulerSpec(Frozen):
     `kv_blocks` per attention-DP rank overrides what the memory model finds at `memory_frac` of the device. `cuda_graph_tokens`
     is the largest pass run as a CUDA graph and padded to a captured size: by default min(2 max_num_seqs, 512); 0 is eager.
     New requests are looked at every `poll_passes` passes of decodes (SGLang's scheduler_recv_interval); attention-DP ranks let
-    prompts wait for up to `balance_passes` until all have some (TensorRT-LLM's attention_dp_config with enable_balance).
+    prompts wait for up to `balance_passes` until all have some (TensorRT-LLM's attention_dp_config with enable_balance). Prompts
+    wait for up to `fill_passes` until a pass holds `fill_frac` of its token budget (TensorRT-LLM's batch_wait_timeout_iters and
+    batch_wait_max_tokens_ratio).
     """
 
     policy: PolicyKind = PolicyKind.VLLM
@@ -167,6 +169,8 @@ class SchedulerSpec(Frozen):
     cuda_graph_tokens: Natural | None = None
     poll_passes: Count = 1
     balance_passes: Natural = 0
+    fill_passes: Natural = 0
+    fill_frac: Fraction = 0.0
 
     @property
     def graph_tokens(self) -> int:

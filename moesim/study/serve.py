@@ -21,6 +21,7 @@ from moesim.specs.load import line_of, read_yaml, validate
 from moesim.specs.serving import ArrivalKind, ArrivalSpec, RequestFileSpec, ServeScenarioSpec, ServingSpec
 from moesim.study.requests import read_requests
 from moesim.study.serve_build import Deployment, build_deployment
+from moesim.study.serve_client import add_client_time
 from moesim.study.serve_intervals import serve_intervals
 from moesim.study.serve_results import Interval, LatencyResult, ServeResult
 
@@ -29,8 +30,6 @@ __all__ = ["ServeRun", "load_serve_scenario", "run_serve", "simulate_requests"]
 Progress = Callable[[str, float], None]
 Floats = NDArray[np.float64]
 REPORT_EVERY = 500
-#: Requests from which the length of a pass is taken.
-PILOT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ def run_serve(
 
 def _run(scenario: ServeScenarioSpec, name: str, seed: int, folder: Path, progress: Progress) -> ServeRun:
     progress("measuring passes", 0.0)
-    deployment = _with_waits(build_deployment(scenario, seed), seed, folder)
+    deployment = build_deployment(scenario, seed)
     n_seeds = scenario.serving.n_seeds
     results: list[ServeResult] = []
     first: Recorder | None = None
@@ -113,33 +112,13 @@ def _run(scenario: ServeScenarioSpec, name: str, seed: int, folder: Path, progre
     return ServeRun(result, first, deployment)
 
 
-def _with_waits(deployment: Deployment, seed: int, folder: Path) -> Deployment:
-    """A fitted stack's requests wait some passes for the scheduler: how long those take, the first requests say."""
-    if deployment.stack is None or deployment.scenario.serving.overheads.request_s is not None:
-        return deployment
-    serving = deployment.scenario.serving
-    arrivals = serving.arrivals
-    most = max(PILOT, 4 * (arrivals.concurrency or 1)) if arrivals is not None else PILOT
-    update: dict[str, object] = {"warmup_requests": 0}
-    if arrivals is not None and arrivals.n_requests > most:
-        update["arrivals"] = arrivals.model_copy(update={"n_requests": most})
-    if serving.requests is not None and (serving.requests.limit is None or serving.requests.limit > most):
-        update["requests"] = serving.requests.model_copy(update={"limit": most})
-    scenario = deployment.scenario.model_copy(update={"serving": serving.model_copy(update=update)})
-    recorder, _ = simulate_requests(replace(deployment, scenario=scenario), seed, folder)
-    gaps = np.asarray(recorder.times["tpot_s"])
-    step_s = float(np.nanmean(gaps)) if np.isfinite(gaps).any() else 0.0
-    tokens = float(np.mean(recorder.counts["input_tokens"])) if recorder.counts["input_tokens"] else 0.0
-    own, stack = deployment.overheads, deployment.stack
-    request_s = stack.request_s + stack.token_s * tokens + stack.wait_passes * step_s
-    return replace(deployment, overheads=replace(own, request_s=request_s))
-
-
 def simulate_requests(
     deployment: Deployment, seed: int, folder: Path = Path(), tell: Callable[[float], None] = lambda done: None, *,
     jump: bool = True,
 ) -> tuple[Recorder, bool]:  # fmt: skip
     """One pass through all requests; True if the user interrupted it, with what was done kept.
+
+    A fitted stack's client time is in the record, unless the scenario says its own `overheads.request_s`.
 
     Args:
         deployment: what serves.
@@ -168,6 +147,8 @@ def simulate_requests(
     except KeyboardInterrupt:
         interrupted = True
     cluster.close()
+    if deployment.stack is not None and serving.overheads.request_s is None:
+        add_client_time(recorder, deployment.stack, None if arrivals is None else arrivals.concurrency)
     if cluster.alive and not interrupted:
         raise ConservationError(f"{len(cluster.alive)} requests never finished")
     return recorder, interrupted

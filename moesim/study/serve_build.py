@@ -165,7 +165,7 @@ class Deployment:
         ]  # fmt: skip
         policy = POLICIES[s.scheduler.policy.value](
             overlapped=s.scheduler.asynchronous and stages is None, poll_passes=s.scheduler.poll_passes,
-            balance_passes=s.scheduler.balance_passes,
+            balance_passes=s.scheduler.balance_passes, fill_passes=s.scheduler.fill_passes, fill_frac=s.scheduler.fill_frac,
         )  # fmt: skip
         return Engine(
             cluster.env,
@@ -207,7 +207,8 @@ def build_deployment(scenario: ServeScenarioSpec, seed: int) -> Deployment:
         decode = build.pool(split.n_decode, split.decode_parallel or spec.parallel)
         transfer = build.transfer()
     o = serving.overheads.model_dump()
-    fitted = overheads_of(build.calibration)
+    is_hidden = serving.scheduler.asynchronous and all(p.parallel.pp_size == 1 for p in (main, decode) if p is not None)
+    fitted = overheads_of(build.calibration, is_hidden=is_hidden)
     overheads = Overheads(**{name: getattr(fitted, name) if value is None else value for name, value in o.items()})
     deployment = Deployment(
         scenario, hardware, model, limits, overheads, main, decode, transfer, build.source, build.routing

@@ -20,7 +20,7 @@ from moesim.lowering import Pass, Routed
 from moesim.ops import OpKind, Phase, Program
 from moesim.routing import Placement, RouterModel
 from moesim.sim.serving.cost import PassCost, pad_sizes
-from moesim.sim.serving.draws import Drawn, ExpertDraws
+from moesim.sim.serving.draws import Drawn, ExpertDraws, token_axis
 from moesim.specs.model import DenseFfn, ModelSpec
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.host import n_kernels
@@ -140,7 +140,7 @@ def analytic_cost(instance: Instance, limits: CostLimits) -> PassCost:
     parts = _Parts(instance)
     n_tokens = max(limits.max_tokens, limits.max_seqs * limits.tokens_per_decode)
     whole = np.arange(n_tokens + 1)
-    t_axis, n_axis = _axis(1, n_tokens), _axis(1, limits.max_seqs * limits.tokens_per_decode)
+    t_axis, n_axis = token_axis(1, n_tokens), _axis(1, limits.max_seqs * limits.tokens_per_decode)
     c_axis, q_axis = _axis(16, limits.max_context), _axis(1, n_tokens)
     decode_rest, head = parts.decode_rest(n_axis)
     attention = parts.attention(q_axis, np.concatenate(([0.0], c_axis)), n_axis, c_axis, decode_rest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from moesim.cost import CalibratedOps
@@ -20,13 +19,23 @@ FITTED_OVERHEADS = Overheads(
 )
 
 
-def overheads_of(calibration: CalibratedOps | None) -> Overheads:
-    """Host times of an engine; what depends on a pass's prompts and kernels is in the pass's cost."""
+def overheads_of(calibration: CalibratedOps | None, *, is_hidden: bool = False) -> Overheads:
+    """Host times of an engine; what depends on a pass's prompts and kernels is in the pass's cost.
+
+    A fitted stack has its own: nothing more at the first pass (its servers were warm, or what that costs was fitted), and for a
+    request what `serve_client` adds.
+
+    Args:
+        calibration: whose stack runs it; without one the times fitted on vLLM 0.19.
+        is_hidden: whether the host schedules beside the device, where the stack's own times are all that is left of it.
+    """
     stack = stack_of(calibration)
     if stack is None:
         return FITTED_OVERHEADS
-    return replace(
-        FITTED_OVERHEADS, pass_s=stack.step_s, prefill_s=stack.prompt_pass_s - stack.step_s, request_s=stack.request_s
+    return Overheads(
+        pass_s=stack.step_s,
+        prefill_s=stack.prompt_pass_s - stack.step_s,
+        host_s=0.0 if is_hidden else FITTED_OVERHEADS.host_s,
     )
 
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Drawn", "ExpertDraws", "LoadMoments"]
+__all__ = ["Drawn", "ExpertDraws", "LoadMoments", "token_axis"]
 
 Floats = NDArray[np.float64]
 
 N_NOISE_ROWS = 4096
+#: Tokens from which times are asked for right above each power of two too, and the part of it by which (one over it).
+JUMP_FROM = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class LoadMoments:
 class ExpertDraws:
     """Seconds of the MoE layers of passes, by tokens and the pass's number.
 
-    At token counts on a grid (steps of at most 1.5, of 2 above 256) the router model is sampled a few times. A pass takes, in
+    At token counts on a grid (`token_axis`) the router model is sampled a few times. A pass takes, in
     each layer, mean + sd z with z from a table of standard normals whose row is the pass's number, so that a pass costs the
     same however it is asked for. Between grid counts moments are linear in T. Assumes layers independent within a pass.
 
@@ -54,7 +56,7 @@ class ExpertDraws:
 
     def __init__(self, sample: Callable[[int, np.random.Generator], Drawn], n_layers: int, seed: int = 0) -> None:
         self._sample, self.n_layers, self._seed = sample, n_layers, seed
-        self._grid = _grid(1 << 20)
+        self._grid = [int(x) for x in token_axis(1, 1 << 20)]
         self._moments: dict[int, LoadMoments] = {}
         self._cache: dict[float, tuple[Floats, Floats]] = {}
         self._noise = np.random.default_rng([seed, 1]).standard_normal((N_NOISE_ROWS, n_layers))
@@ -109,11 +111,18 @@ class ExpertDraws:
         return self.at(low), self.at(high), w
 
 
-def _grid(most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, ..., 256, then powers of two up to `most`: large passes hit every expert and vary little."""
-    values = {1}
+def token_axis(low: int, high: int) -> Floats:
+    """Token counts at which passes are priced, linear between: from `low` to `high` powers of two, their halves, and from 64 on
+    the counts right above both, where tiles and measured kernels make times jump.
+
+    >>> [int(x) for x in token_axis(1, 8)], [int(x) for x in token_axis(100, 256)]
+    ([1, 2, 3, 4, 6, 8], [100, 128, 130, 192, 195, 256])
+    """
+    values = {float(low), float(high)}
     step = 1
-    while step < most:
+    while step <= high:
+        values |= {float(step), float(step * 3 // 2)}
+        if step >= JUMP_FROM:
+            values |= {step * (1.0 + 1.0 / JUMP_FROM), step * 1.5 * (1.0 + 1.0 / JUMP_FROM)}
         step *= 2
-        values |= {step, step * 3 // 2} if step < 256 else {step}
-    return sorted(values)
+    return np.asarray(sorted(v for v in {float(int(v)) for v in values} if low <= v <= high))

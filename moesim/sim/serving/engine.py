@@ -84,7 +84,8 @@ class Engine:
     ) -> None:  # fmt: skip
         # passes of other engines come between those of one that shares its stages: no run of them can be planned alone
         # and where the scheduler looks up seldom, or ranks wait for each other, passes are counted one by one
-        jump = jump and stages is None and policy.poll_passes == 1 and (policy.balance_passes == 0 or len(ranks) == 1)
+        jump = jump and stages is None and policy.poll_passes == 1 and policy.fill_passes == 0
+        jump = jump and (policy.balance_passes == 0 or len(ranks) == 1)
         self.stages = stages
         self.env, self.ranks, self.policy, self.cost, self.overheads = env, ranks, policy, cost, overheads
         self.recorder, self.max_jump, self.hand_over, self.name = recorder, MAX_JUMP if jump else 1, hand_over, name
@@ -99,7 +100,7 @@ class Engine:
         self.now = 0.0
         self.n_passes = 0
         self.n_inside = 0
-        self.n_unseen, self.n_held = policy.poll_passes, 0
+        self.n_unseen, self.n_held, self.n_filled = policy.poll_passes, 0, 0
         self.process = env.process(self.serve())
 
     @property
@@ -221,6 +222,16 @@ class Engine:
         self.n_held = self.n_held + 1 if is_waiting and self.n_held < most else 0
         return self.n_held > 0
 
+    def _fills_up(self) -> bool:
+        """Whether prompts wait, beside decodes, until a pass is fuller."""
+        policy = self.policy
+        if not policy.fill_passes:
+            return False
+        is_waiting = any(map(policy.wants_prompt, self.ranks)) and any(len(rank.cohort) for rank in self.ranks)
+        is_waiting = is_waiting and self.n_filled < policy.fill_passes and not any(map(policy.is_full, self.ranks))
+        self.n_filled = self.n_filled + 1 if is_waiting else 0
+        return is_waiting
+
     def _drain(self, now: float) -> None:
         """Requests that are ready by `now` join their rank's queue."""
         while self.inbox and self.inbox[0][0] <= now:
@@ -237,7 +248,7 @@ class Engine:
             run = self._plan_run()
             if run is not None:
                 return run
-        if self._holds_prompts():
+        if self._holds_prompts() or self._fills_up():
             plans = [self.policy.plan_decodes(rank) for rank in self.ranks]
         else:
             plans = [self.policy.plan(rank, self.now) for rank in self.ranks]

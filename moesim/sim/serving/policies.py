@@ -19,7 +19,9 @@ class Policy:
 
     New requests are looked at every `poll_passes` passes of decodes, and after every pass with prompts (SGLang's
     scheduler_recv_interval). With `balance_passes`, attention-DP ranks let prompts wait for up to that many passes until every
-    rank has some, so that their long passes coincide (TensorRT-LLM's attention_dp_config: enable_balance, timeout_iters).
+    rank has some, so that their long passes coincide (TensorRT-LLM's attention_dp_config: enable_balance, timeout_iters). With
+    `fill_passes`, prompts wait beside decodes for up to that many passes until some rank's pass would hold `fill_frac` of its
+    token budget (its batch_wait_timeout_iters and batch_wait_max_tokens_ratio).
     """
 
     name = "base"
@@ -29,13 +31,24 @@ class Policy:
     #: How often a waiting request counts where new ones go to the least loaded rank: four times in vLLM's data-parallel client.
     waiting_weight = 4
 
-    def __init__(self, *, overlapped: bool = True, poll_passes: int = 1, balance_passes: int = 0) -> None:
+    def __init__(
+        self, *, overlapped: bool = True, poll_passes: int = 1, balance_passes: int = 0, fill_passes: int = 0,
+        fill_frac: float = 0.0,
+    ) -> None:  # fmt: skip
         self.depth = 2 if overlapped else 1
         self.poll_passes, self.balance_passes = poll_passes, balance_passes
+        self.fill_passes, self.fill_frac = fill_passes, fill_frac
 
     def wants_prompt(self, rank: Rank) -> bool:
         """Whether the next pass of a rank would carry prompts."""
         return bool(rank.prefilling) or not self.is_blocked(rank)
+
+    def is_full(self, rank: Rank) -> bool:
+        """Whether the next pass of a rank would hold `fill_frac` of its token budget."""
+        tokens = sum(seq.target - seq.computed for seq in rank.prefilling) + len(rank.cohort) * rank.tokens_per_decode
+        free = rank.limits.max_num_seqs - rank.n_running
+        tokens += sum(seq.target for seq, _ in zip(rank.waiting, range(max(0, free)), strict=False))
+        return tokens >= self.fill_frac * rank.limits.max_num_batched_tokens
 
     def plan_decodes(self, rank: Rank) -> Plan:
         """A pass without prompts, however many wait."""
@@ -237,7 +250,10 @@ class StaticPolicy(Policy):
     name = "static"
     reserves = True
 
-    def __init__(self, *, overlapped: bool = True, poll_passes: int = 1, balance_passes: int = 0) -> None:
+    def __init__(
+        self, *, overlapped: bool = True, poll_passes: int = 1, balance_passes: int = 0, fill_passes: int = 0,
+        fill_frac: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__(overlapped=False, poll_passes=poll_passes)
 
     def plan(self, rank: Rank, now: float) -> Plan:

@@ -5,6 +5,7 @@ Durations enter linearly (see `closed_loop`), but for the launch floor of passes
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,9 @@ from moesim.study.validate.steps import StepTable
 __all__ = ["RowFeatures", "row_features"]
 
 Floats = NDArray[np.float64]
-MOST_BINS = 12
+#: Bins of passes with prompts with equally many of them, and further ones above the last edge, by multiples of it: few, but long.
+N_BINS = 8
+LARGE = (1.5, 3.0, 6.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +61,22 @@ def row_features(
 
 
 def _binned(q: Floats, parts: Floats, n_new: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
-    """Passes of like size as one, at their weighted mean."""
-    edges = np.unique(np.quantile(q, np.linspace(0.0, 1.0, MOST_BINS + 1)[1:-1]))
+    """Passes of like size as one, once as TTFT weighs them and once as TPOT does.
+
+    A burst of prompts weighs much in TTFT and next to nothing in TPOT: at one mean for both it would lengthen every step.
+    """
+    if not len(q):
+        return parts, n_new, weight
+    edges = np.quantile(q, np.linspace(0.0, 1.0, N_BINS + 1)[1:-1])
+    edges = np.unique(np.concatenate((edges, edges[-1] * np.asarray(LARGE))))
     at = np.searchsorted(edges, q, side="right")
-    mass = weight.sum(axis=0) / max(float(weight.sum()), 1e-30) + 1e-12
     rows, news, weights = [], [], []
-    for b in np.unique(at):
-        inside = at == b
-        share = mass[inside] / mass[inside].sum()
-        rows.append(share @ parts[inside])
-        news.append(float(share @ n_new[inside]))
-        weights.append(weight[:, inside].sum(axis=1))
+    for b, measure in itertools.product(np.unique(at), range(2)):
+        own = weight[measure] * (at == b)
+        total = float(own.sum())
+        if total <= 0.0:
+            continue
+        rows.append(own @ parts / total)
+        news.append(float(own @ n_new / total))
+        weights.append(total * np.eye(2)[measure])
     return np.asarray(rows), np.asarray(news), np.asarray(weights).T

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from moesim.cost.stack import n_launches
 from moesim.lowering import Pass
 from moesim.ops import COLLECTIVES, EXCHANGES, OpKind, Phase
+from moesim.sim.serving.draws import token_axis
 from moesim.specs.dtypes import Dtype
 from moesim.study.instance import Instance
 
@@ -90,7 +91,8 @@ def step_table(instance: Instance, isl: float, osl: float, most_decodes: int, mo
         most_tokens: tokens of a rank's pass.
     """
     dp = float(instance.parallel.dp_size)
-    n_axis, t_axis = _axis(1, max(2, most_decodes)), _axis(max(8, min(int(isl), most_tokens) // 8), most_tokens)
+    n_axis = _axis(1, max(2, most_decodes))
+    t_axis = token_axis(max(8, min(int(isl), most_tokens) // 8), most_tokens)
     c_axis = np.asarray([0.8 * isl, isl + 1.1 * osl + 1.0])
     cells = [_parts(instance, Pass(Phase.DECODE, _grid(n_axis * dp), 1.0, float(c)), len(n_axis)) for c in c_axis]
     decode = np.stack([a + b for a, b in cells], axis=1)
