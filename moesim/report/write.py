@@ -70,6 +70,12 @@ def load_result(out_dir: Path) -> RunResult:
     path = Path(out_dir) / RESULTS_FILE
     data = _read(Path(out_dir), path)
     _check_version(data, path)
+    if isinstance(data, dict) and "systems" not in data and "deployment" in data:
+        raise InputError(
+            "holds a serving run; `moesim report` makes pages of `moesim run` only",
+            file=str(path),
+            hint="moesim serve wrote its page",
+        )
     try:
         return RunResult.model_validate_json(json.dumps(data))
     except ValidationError as error:
@@ -92,7 +98,8 @@ def _read(out_dir: Path, path: Path) -> object:
             "no such directory", file=str(out_dir), hint="make a report with: moesim run SCENARIO --out DIR"
         )
     if not path.is_file():
-        raise InputError(f"no {RESULTS_FILE} in it, so it is no report of moesim", file=str(out_dir))
+        hint = "it is a sweep's or a plan's folder; run that command again" if _is_other(out_dir) else None
+        raise InputError(f"no {RESULTS_FILE} in it, so it is no report of moesim run", file=str(out_dir), hint=hint)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -100,6 +107,10 @@ def _read(out_dir: Path, path: Path) -> object:
         raise InputError(f"is not JSON: {error.msg}", file=str(path), line=error.lineno, hint=hint) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read: {error}", file=str(path)) from None
+
+
+def _is_other(out_dir: Path) -> bool:
+    return any((out_dir / name).is_file() for name in ("sweep.json", "plan.json"))
 
 
 def _check_version(data: object, path: Path) -> None:

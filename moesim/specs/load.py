@@ -137,6 +137,7 @@ def to_input_error(error: ValidationError, spec_type: type[BaseModel], data: Any
         known = _known_fields(spec_type, loc[:-1])
         close = nearest(str(loc[-1]), known)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
+        hint = _other_kind(spec_type, data) or hint
         return InputError("unknown key", file, line_of(data, loc), _dotted(loc), None, None, hint)
     if kind == "missing":
         return InputError("is missing", file, line_of(data, loc[:-1]), _dotted(loc), None, None, more)
@@ -153,7 +154,21 @@ def to_input_error(error: ValidationError, spec_type: type[BaseModel], data: Any
         if inner[0] in _known_fields(spec_type, loc):
             loc, message = (*loc, *inner), named[2]
     shown = None if kind == "value_error" or isinstance(value, dict | list | tuple) else value
+    if kind in ("tuple_type", "list_type") and isinstance(shown, int | float | str):
+        more = f"write [{shown}]"
     return InputError(message, file, line_of(data, loc), _dotted(loc), shown, None, more)
+
+
+#: What tells a file of one command from another's: its key, the command, and what such a file is.
+_KINDS = (("systems", "run", "a scenario"), ("serving", "serve", "a serve scenario"), ("axes", "sweep", "a sweep"))
+
+
+def _other_kind(spec_type: type[BaseModel], data: Any) -> str | None:
+    """A hint where the file is one for another command."""
+    here = [key for key, _, _ in _KINDS if key in spec_type.model_fields]
+    if len(here) != 1 or not isinstance(data, Mapping) or here[0] in data:
+        return None
+    return next((f"this is {what}; use: moesim {command}" for key, command, what in _KINDS if key in data), None)
 
 
 def line_of(data: Any, loc: Sequence[int | str]) -> int | None:

@@ -423,6 +423,11 @@ COMMANDS = [
     Case("report of results that are a list", ("report", "{dir}/r"), (), "r/results.json", files={"r/results.json": "[1]"}),
     Case("report of results not UTF-8", ("report", "{dir}/r"), ("cannot be read",), "r/results.json", files={"r/results.json": b"\xff"}),
     Case("report of incomplete results", ("report", "{dir}/r"), ("moesim_version", "run the scenario again"), "r/results.json", files={"r/results.json": '{"schema_version": 1}'}),
+    Case("report of a serving run", ("report", "{dir}/r"), ("serving run",), "r/results.json", files={"r/results.json": '{"schema_version": 1, "deployment": "1 x TP8"}'}),
+    Case("report of a sweep", ("report", "{dir}/r"), ("results.json", "sweep"), "r", files={"r/sweep.json": "{}"}),
+    Case("serve scenario to run", ("run", "{dir}/s.yaml"), ("moesim serve",), "s.yaml", files={"s.yaml": "title: t\nhardware: h100_sxm\nsystem: {}\nserving: {}\n"}, line=3),
+    Case("scenario to serve", ("serve", "{dir}/s.yaml"), ("moesim run",), "s.yaml", files={"s.yaml": SCENARIO}),
+    Case("scenario to sweep", ("sweep", "{dir}/s.yaml"), ("moesim run",), "s.yaml", files={"s.yaml": SCENARIO}),
     Case("out is a file", ("run", "{dir}/s.yaml", "--out", "{dir}/o"), ("is a file", "directory"), "o", files={"s.yaml": SCENARIO, "o": "mine"}),
     Case("out is below a file", ("run", "{dir}/s.yaml", "--out", "{dir}/o/p"), ("is a file", "directory"), "o", files={"s.yaml": SCENARIO, "o": "mine"}),
 ]  # fmt: skip
