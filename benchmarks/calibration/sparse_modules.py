@@ -34,6 +34,7 @@ MODELS = {
     "deepseek-ai/DeepSeek-V3": "deepseek-v3",
     "deepseek-ai/DeepSeek-V3.2": "deepseek-v3.2",
     "sgl-project/DeepSeek-V4-Flash-FP8": "deepseek-v4-flash",
+    "sgl-project/DeepSeek-V4-Pro-FP8": "deepseek-v4-pro",
     "deepseek-ai/DeepSeek-V4-Pro": "deepseek-v4-pro",
     "zai-org/GLM-5": "glm-5",
     "MiniMaxAI/MiniMax-M3": "minimax-m3",

@@ -6,7 +6,7 @@ Letters: t tokens on the rank, D hidden size, h heads, S keys, d head width.
 from __future__ import annotations
 
 from moesim.lowering.common import Context, causal_pairs, collective, elementwise, gemm
-from moesim.lowering.compressed import lower_block_index, lower_compressed
+from moesim.lowering.compressed import lower_block_index, lower_compressed, lower_token_index, sparse_mla_scores
 from moesim.ops import AttentionShape, Num, Op, OpKind, Phase, Work, minimum
 from moesim.specs.dtypes import Dtype, Storage
 from moesim.specs.model import Attention, CompressedAttention, GqaAttention, LinearAttention, MlaAttention
@@ -86,10 +86,11 @@ def _mla(ctx: Context, a: MlaAttention) -> list[Op]:
             gemm(ctx, "q_b_proj", t, heads * a.qk_head_dim, float(a.q_lora_rank), storage, GROUP),
         ]
     ops.append(elementwise(ctx, "rope_and_cache", t, latent + heads * a.qk_rope_head_dim, GROUP))
-    ops += _index(ctx, a)
+    ops += lower_token_index(ctx, a)
+    # an index picks latents, so that prompts are absorbed too (FlashMLA's sparse kernels)
     ops += (
         _mla_absorbed(ctx, a, heads, latent)
-        if ctx.step.phase is Phase.DECODE
+        if ctx.step.phase is Phase.DECODE or a.index_topk is not None
         else _mla_naive(ctx, a, heads, latent, storage)
     )
     if a.output_gate:
@@ -128,7 +129,7 @@ def _mla_naive(ctx: Context, a: MlaAttention, heads: float, latent: float, stora
             float(a.qk_head_dim),
             float(a.v_head_dim),
             kv_row,
-            a.index_topk,
+            None,
             is_mla=True,
             latent=latent,
         ),
@@ -154,28 +155,15 @@ def _mla_copies(ctx: Context, a: MlaAttention, heads: float, unpacked: Num) -> l
 
 def _mla_absorbed(ctx: Context, a: MlaAttention, heads: float, latent: float) -> list[Op]:
     """Decode: the unpacking is folded into query and output, so every head reads the one latent (arXiv 2405.04434, 2.1.2)."""
-    t, storage = ctx.tokens, ctx.model.storage.attention
+    t, storage, value = ctx.tokens, ctx.model.storage.attention, float(a.kv_lora_rank)
+    if a.index_topk is not None:
+        scores = sparse_mla_scores(ctx, a, heads, latent, a.index_topk)
+    else:
+        scores = _scores(ctx, heads, 1.0, latent, value, latent, None, is_mla=True)
     return [
         gemm(ctx, "q_absorb", t, float(a.kv_lora_rank), float(a.qk_nope_head_dim), storage, GROUP, n_batch=heads),
-        *_scores(ctx, heads, 1.0, latent, float(a.kv_lora_rank), latent, a.index_topk, is_mla=True),
+        *scores,
         gemm(ctx, "v_absorb", t, float(a.v_head_dim), float(a.kv_lora_rank), storage, GROUP, n_batch=heads),
-    ]
-
-
-def _index(ctx: Context, a: MlaAttention) -> list[Op]:
-    """DeepSeek sparse attention's index: every index head scores all keys, and `index_topk` are kept; not split by TP."""
-    if a.index_n_heads is None or a.index_head_dim is None:
-        return []
-    t, storage, n_heads, dim = ctx.tokens, ctx.model.storage.attention, float(a.index_n_heads), float(a.index_head_dim)
-    q_in = float(a.q_lora_rank or ctx.model.hidden_size)
-    pairs = ctx.sequences * causal_pairs(ctx.step.new_tokens, ctx.step.cached_tokens, None)
-    keys = ctx.sequences * ctx.step.kv_len
-    work = Work(pairs * (2.0 * n_heads * dim), keys * dim + t * (n_heads * dim), pairs * 4.0)
-    shape = AttentionShape(ctx.sequences, ctx.step.new_tokens, ctx.step.kv_len, n_heads, 1.0, dim, 0.0, None, True)
-    return [
-        gemm(ctx, "index_q_proj", t, n_heads * dim, q_in, storage, GROUP),
-        gemm(ctx, "index_k_proj", t, dim + n_heads, ctx.hidden, storage, GROUP),
-        Op("index_scores", _kind(ctx), work, shape, ctx.model.storage.kv_cache.dtype, GROUP),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Attention over pooled rows (DeepSeek-V4), and over blocks of keys that an index picks (MiniMax-M3).
+"""Attention over what an index picks: pooled rows (DeepSeek-V4), latents (DeepSeek-V3.2, GLM-5), blocks of keys (MiniMax-M3).
 
 Letters: t tokens on the rank, S context, r tokens to a row, h heads, d head width.
 """
@@ -10,9 +10,9 @@ from math import ceil
 from moesim.lowering.common import Context, causal_pairs, collective, elementwise, gemm
 from moesim.ops import AttentionShape, Num, Op, OpKind, Phase, Work, minimum
 from moesim.specs.dtypes import Dtype
-from moesim.specs.model import CompressedAttention, GqaAttention
+from moesim.specs.model import CompressedAttention, GqaAttention, MlaAttention
 
-__all__ = ["lower_block_index", "lower_compressed"]
+__all__ = ["lower_block_index", "lower_compressed", "lower_token_index", "sparse_mla_scores"]
 
 GROUP = "attention"
 #: Sparse kernels run whole blocks of this many heads: a rank with fewer costs as much (FlashMLA; vLLM pads to 64 or 128).
@@ -73,15 +73,43 @@ def _row_index(ctx: Context, a: CompressedAttention) -> list[Op]:
         gemm(ctx, "index_q_proj", t, heads * dim, float(a.q_lora_rank), storage, GROUP),
         gemm(ctx, "index_weights_proj", t, heads, ctx.hidden, storage, GROUP),
         _index_scores(ctx, pairs, rows, heads, dim, 1.0, 4.0),
-        elementwise(
-            ctx, "index_top_k", t, pairs / ctx.step.new_tokens, GROUP, reads=_TOP_K_READS, writes=0.0
-        ),
-    ]  # fmt: skip
+        _top_k(ctx, pairs),
+    ]
+
+
+def lower_token_index(ctx: Context, a: MlaAttention) -> list[Op]:
+    """DeepSeek sparse attention's index: every index head scores all keys, and `index_topk` of them are kept; not split by TP.
+
+    Its keys are a cache of their own of 8 bits with a scale per key, whatever the format of the other, and products are in 8
+    bits (DeepSeek-V3.2-Exp's release and its kernels in DeepGEMM). Norm of the key, rotation, and quantising both are small
+    kernels (vLLM's indexer).
+    """
+    if a.index_n_heads is None or a.index_head_dim is None:
+        return []
+    t, storage, heads, dim = ctx.tokens, ctx.model.storage.attention, float(a.index_n_heads), float(a.index_head_dim)
+    pairs = causal_pairs(ctx.step.new_tokens, ctx.step.cached_tokens, None)
+    q_in = float(a.q_lora_rank or ctx.model.hidden_size)
+    return [
+        gemm(ctx, "index_q_proj", t, heads * dim, q_in, storage, GROUP),
+        gemm(ctx, "index_k_proj", t, dim + heads, ctx.hidden, storage, GROUP),
+        elementwise(ctx, "index_norm_and_rope", t, (heads + 1.0) * dim, GROUP, n_kernels=4),
+        _index_scores(ctx, pairs, ctx.step.kv_len, heads, dim, 1.0 + 4.0 / dim, 4.0, Dtype.FP8),
+        _top_k(ctx, pairs),
+    ]
+
+
+def _top_k(ctx: Context, pairs: Num) -> Op:
+    """The choice of the best of each token's scores; `pairs` of one sequence. CP ranks share keys of a decode step."""
+    width = pairs / ctx.step.new_tokens
+    if ctx.step.phase is Phase.DECODE:
+        width = width / ctx.parallel.cp_size
+    return elementwise(ctx, "index_top_k", ctx.tokens, width, GROUP, reads=_TOP_K_READS, writes=0.0)
 
 
 def _index_scores(
-    ctx: Context, pairs: Num, keys: Num, heads: float, dim: float, key_bytes: float, written_bytes: float
-) -> Op:
+    ctx: Context, pairs: Num, keys: Num, heads: float, dim: float, key_bytes: float, written_bytes: float,
+    dtype: Dtype | None = None,
+) -> Op:  # fmt: skip
     """Products of small heads with one key each: `pairs` and `keys` of one sequence, bytes of a key element and of a score.
 
     Context-parallel ranks share the queries of a prefill and the keys of a decode step.
@@ -91,7 +119,7 @@ def _index_scores(
     read = n * keys * (dim * key_bytes) + ctx.tokens * (heads * dim)
     work = Work(n * pairs * (2.0 * heads * dim), read, n * pairs * written_bytes)
     shape = AttentionShape(n, ctx.step.new_tokens, keys, heads, 1.0, dim, 0.0, None, True)
-    return Op("index_scores", _kind(ctx), work, shape, ctx.model.storage.kv_cache.dtype, GROUP)
+    return Op("index_scores", _kind(ctx), work, shape, dtype or ctx.model.storage.kv_cache.dtype, GROUP)
 
 
 def _scores(ctx: Context, a: CompressedAttention, heads: float) -> list[Op]:
@@ -109,29 +137,54 @@ def _scores(ctx: Context, a: CompressedAttention, heads: float) -> list[Op]:
         if a.index_topk is not None:
             rows = minimum(rows, float(a.index_topk) * step.new_tokens)
         keys = keys + rows
-    is_decode = step.phase is Phase.DECODE
-    read = ctx.sequences * keys * (d * ctx.model.storage.kv_cache.bytes_per_element)
-    act = ctx.tokens * (heads * d * ctx.activation_bytes)
-    work = Work(ctx.sequences * pairs / cp * (4.0 * heads * d), (read / cp if is_decode else read) + act, act)
-    # a causal pass over `seen` keys has as many pairs as this one
-    seen = pairs / step.new_tokens + (step.new_tokens - 1.0) * 0.5
-    run = _PADDED_HEADS * ceil(heads / _PADDED_HEADS)
-    shape = AttentionShape(
-        ctx.sequences, step.new_tokens, seen / (cp if is_decode else 1), run, 1.0, d, d, None, is_decode
-    )
-    ops = [Op("attention_scores", _kind(ctx), work, shape, _arithmetic(ctx), GROUP)]
+    ops = [_sparse_scores(ctx, heads, (pairs, pairs), keys, d, d)]
     if cp > 1:
-        ops.append(_merge(ctx, a, keys, act))
+        ops.append(_merge(ctx, heads * d, keys * (d * ctx.model.storage.kv_cache.bytes_per_element)))
     return ops
 
 
-def _merge(ctx: Context, a: CompressedAttention, keys: Num, output_bytes: Num) -> Op:
-    """Context parallelism: prefill gathers the other ranks' rows, decode adds partial outputs up."""
+def sparse_mla_scores(ctx: Context, a: MlaAttention, heads: float, latent: float, top: int) -> list[Op]:
+    """Scores and values over the `top` latents that an index picked, absorbed in prefill as in decode: one key head.
+
+    Kernels run through `top` places for every query, also where the context is shorter (empty ones are masked). CP ranks gather
+    latents and the index's keys.
+    """
+    step, value = ctx.step, float(a.kv_lora_rank)
+    pairs = causal_pairs(step.new_tokens, step.cached_tokens, top)
+    keys: Num = minimum(step.kv_len, float(top) * step.new_tokens)
+    ops = [_sparse_scores(ctx, heads, (pairs, step.new_tokens * float(top)), keys, latent, value)]
+    if ctx.parallel.cp_size > 1:
+        row = latent * ctx.model.storage.kv_cache.bytes_per_element + float(a.index_head_dim or 0)
+        ops.append(_merge(ctx, heads * value, step.kv_len * row))
+    return ops
+
+
+def _sparse_scores(
+    ctx: Context, heads: float, pairs: tuple[Num, Num], keys: Num, qk_dim: float, v_dim: float
+) -> Op:  # fmt: skip
+    """One key head of rows that are values too; `pairs` that count, and that a kernel runs through, of one sequence."""
+    step, cp, is_decode = ctx.step, ctx.parallel.cp_size, ctx.step.phase is Phase.DECODE
+    useful, run_pairs = pairs
+    read = ctx.sequences * keys * (qk_dim * ctx.model.storage.kv_cache.bytes_per_element)
+    asked, given = (ctx.tokens * (heads * dim * ctx.activation_bytes) for dim in (qk_dim, v_dim))
+    n_flop = ctx.sequences * useful / cp * (2.0 * heads * (qk_dim + v_dim))
+    work = Work(n_flop, (read / cp if is_decode else read) + asked, given)
+    # a causal pass over `seen` keys has as many pairs as this one
+    seen = run_pairs / step.new_tokens + (step.new_tokens - 1.0) * 0.5
+    run = _PADDED_HEADS * ceil(heads / _PADDED_HEADS)
+    shape = AttentionShape(
+        ctx.sequences, step.new_tokens, seen / (cp if is_decode else 1), run, 1.0, qk_dim, v_dim, None, is_decode
+    )
+    return Op("attention_scores", _kind(ctx), work, shape, _arithmetic(ctx), GROUP)
+
+
+def _merge(ctx: Context, output_width: float, gathered_bytes: Num) -> Op:
+    """Context parallelism: prefill gathers the other ranks' rows (bytes of a sequence), decode adds partial outputs up."""
     cp, tp = ctx.parallel.cp_size, ctx.parallel.tp_size
     if ctx.step.phase is Phase.DECODE:
+        output_bytes = ctx.tokens * (output_width * ctx.activation_bytes)
         return collective(ctx, "context_parallel_reduce", OpKind.ALL_REDUCE, cp, output_bytes, tp)
-    rows = ctx.sequences * keys * (float(a.head_dim) * ctx.model.storage.kv_cache.bytes_per_element)
-    return collective(ctx, "context_parallel_gather", OpKind.ALL_GATHER, cp, rows, tp)
+    return collective(ctx, "context_parallel_gather", OpKind.ALL_GATHER, cp, ctx.sequences * gathered_bytes, tp)
 
 
 def lower_block_index(ctx: Context, a: GqaAttention) -> list[Op]:

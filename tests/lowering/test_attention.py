@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moesim.lowering.common import causal_pairs
-from moesim.ops import Op, OpKind, Program
+from moesim.ops import AttentionShape, Op, OpKind, Program
 from moesim.specs.catalog import load_model
 from moesim.specs.dtypes import Dtype, Storage
 from moesim.specs.model import GqaAttention, LinearAttention, MlaAttention, WeightStorage
@@ -140,11 +140,45 @@ def test_context_parallel_mla_gathers_latents() -> None:
     assert _op(program, "kv_b_proj").work.flops == 2 * 10 * 32 * 8 * (16 + 12)  # so each rank unpacks all
 
 
+SPARSE = MLA.model_copy(update={"index_n_heads": 4, "index_head_dim": 6, "index_topk": 16})
+
+
 def test_sparse_index_scores_all_and_keeps_some() -> None:
-    sparse = MLA.model_copy(update={"index_n_heads": 4, "index_head_dim": 6, "index_topk": 16})
-    program = toy_program(toy_dense_model(attention=sparse), ONE, decode(1, 1000))
-    assert _op(program, "index_scores").work.flops == 2 * 4 * 6 * 1000
+    program = toy_program(toy_dense_model(attention=SPARSE), ONE, decode(1, 1000))
+    scores = _op(program, "index_scores")
+    assert scores.work.flops == 2 * 4 * 6 * 1000
+    # keys in 8 bits with a scale of 4 bytes each, and queries in 8 bits, beside a cache of 16 bits
+    assert scores.work.read_bytes == pytest.approx(1000 * (6 + 4) + 4 * 6)
+    assert scores.dtype is Dtype.FP8
+    # four passes over the scores, of 4 bytes each
+    assert _op(program, "index_top_k").work.read_bytes == 1000 * 4 * 4
     assert _op(program, "attention_scores").work.flops == 2 * 8 * (40 + 32) * 16
+
+
+def test_sparse_prompts_are_absorbed_and_run_whole_tiles() -> None:
+    """Queries of one prompt over the latents their index picked; kernels take 64 heads and all 16 places at a time."""
+    program = toy_program(toy_dense_model(attention=SPARSE), ONE, prefill(2, 20))
+    names = {op.name for _, op in program.ops()}
+    assert {"q_absorb", "v_absorb"} <= names
+    assert "kv_b_proj" not in names
+    scores = _op(program, "attention_scores")
+    assert scores.work.flops == 2 * (2 * 8 * (40 + 32)) * (16 * 17 / 2 + 4 * 16)
+    assert scores.work.read_bytes == 2 * 20 * 40 * 2 + 2 * 20 * 8 * 40 * 2
+    shape = scores.shape
+    assert isinstance(shape, AttentionShape)
+    assert (shape.n_heads, shape.n_kv_heads, shape.qk_head_dim, shape.v_head_dim) == (64, 1, 40, 32)
+    assert causal_pairs(20.0, float(shape.kv_len) - 20.0, None) == 20 * 16
+
+
+def test_context_ranks_share_the_index_of_sparse_attention() -> None:
+    model, two = toy_dense_model(attention=SPARSE), ParallelSpec(cp_size=2)
+    for step in (decode(2, 1000), prefill(2, 200, 800)):
+        whole, part = toy_program(model, ONE, step), toy_program(model, two, step)
+        for name in ("index_scores", "attention_scores"):
+            assert _op(part, name).work.flops == _op(whole, name).work.flops / 2, name
+        assert _op(part, "index_top_k").work.read_bytes == _op(whole, "index_top_k").work.read_bytes / 2
+    gather = _op(toy_program(model, two, prefill(1, 10)), "context_parallel_gather")
+    assert gather.work.read_bytes == 10 * (40 * 2 + 6)  # latents, and the index's keys
 
 
 LINEAR = LinearAttention(

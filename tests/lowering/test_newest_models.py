@@ -170,7 +170,7 @@ def test_a_million_tokens_of_deepseek_v4_by_hand():
     assert found["index_scores"] == pytest.approx(21 * 2 * 64 * 128 * context / 4, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["deepseek-v4-flash", "minimax-m3"])
+@pytest.mark.parametrize("name", ["deepseek-v3.2", "deepseek-v4-flash", "glm-5", "minimax-m3"])
 @pytest.mark.parametrize("phase", Phase)
 def test_context_ranks_share_scores_and_index(name, phase):
     model = catalog.load_model(name)
