@@ -70,6 +70,11 @@ def calibration_for(name: str | None, device: str, prefer: str | None = None) ->
         found_here = _served(stack, device) if stack in own else _lent(stack, device)
         if found_here is not None:
             return found_here
+        if name == stack and stack not in own:
+            raise CatalogError(
+                f"{device} has no kernel tables of this stack", field="calibration", value=name,
+                allowed=", ".join((*own.values(), NO_CALIBRATION)), hint="without tables, efficiencies are assumptions",
+            )  # fmt: skip
     found = find_calibration(own.get(name, name))
     if found.device != device:
         raise InputError(
@@ -125,7 +130,7 @@ def _of_file(path: Path, device: str) -> CalibratedOps:
     backend = backend or label.partition("_")[0]
     if base_device and generation_of(base_device) != generation_of(device):
         raise InputError("belongs to another GPU generation", field="calibration", value=str(path), allowed=base_device)
-    found = _stacked(backend, device, stack, label)
+    found = _stacked(backend, device, stack, f"{label} of {path.name}")
     if found is None:
         raise InputError("there are no kernel tables of this stack", field="calibration", value=f"{device}/{backend}")
     return found

@@ -92,5 +92,5 @@ def test_a_file_of_own_runs_takes_the_place_of_the_shipped_parameters(tmp_path) 
     save_stack(tmp_path / "mine.yaml", "mine", stack, source="own", base="h100_sxm/vllm")
     found = calibration_for(str(tmp_path / "mine.yaml"), "h100_sxm")
     assert isinstance(found, StackedCalibration)
-    assert found.label == "mine"
+    assert found.label == "mine of mine.yaml"
     assert basis_of(found) is Basis.RUNS
