@@ -101,6 +101,12 @@ def limits(scenario: ScenarioSpec, engine: Engine, basis: Basis90) -> tuple[str,
         "A request's prefills interleave with decodes at full-pass efficiency.",
         _BASIS[basis],
     ]
+    if any(system.parallel.dp_size > 1 for system in scenario.systems):
+        notes.insert(
+            3,
+            "Attention-DP ranks prefill at the same time. In serving they wait for each other's prompts, which can double TPOT "
+            "and more where prompts are long: moesim serve and moesim plan count that.",
+        )
     if engine is Engine.ANALYTIC:
         notes.append(
             "Passes are closed forms under expected loads; the flow engine adds drawn loads, waiting and contention."

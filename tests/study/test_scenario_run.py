@@ -120,3 +120,20 @@ def test_fluctuations_are_those_of_the_router() -> None:
     assert len(set(times)) == 5
     # means over 32 layers: drawn passes lie close to the closed form under the expected load
     assert np.mean(times) == pytest.approx(instance.analytic(step).time_s, rel=0.03)
+
+
+def test_attention_dp_says_what_it_leaves_out() -> None:
+    from moesim.specs.scenario import Engine, ScenarioSpec
+    from moesim.study.headline import limits
+    from moesim.study.uncertainty import Basis
+
+    def notes(split: dict[str, int]) -> str:
+        data = {
+            "title": "t", "hardware": "hgx_h100",
+            "systems": [{"name": "a", "kind": "moe", "model": "mixtral-8x7b", "parallel": split}],
+            "workload": {"input_tokens": 8, "output_tokens": 8, "concurrency": [1]},
+        }  # fmt: skip
+        return " ".join(limits(ScenarioSpec.model_validate(data), Engine.ANALYTIC, Basis.RUNS))
+
+    assert "Attention-DP" in notes({"dp_size": 2})
+    assert "Attention-DP" not in notes({"tp_size": 2})
