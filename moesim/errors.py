@@ -94,7 +94,10 @@ class MissingExtraError(MoesimError):
     exit_code = 2
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"this needs {package}, which is not installed; run: pip install 'moesim[{extra}]'")
+        super().__init__(
+            f"this needs {package}, which is not installed; run: pip install 'moesim[{extra}]', "
+            f"or in a checkout: pip install '.[{extra}]'"
+        )
 
 
 class ConservationError(MoesimError):

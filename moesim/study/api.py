@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -86,11 +87,10 @@ def estimate(
     router = routing if isinstance(routing, RoutingSpec) or routing is None else validate(RoutingSpec, routing)
     system = _spec(SystemSpec, {"name": "estimate", "kind": SystemKind.DENSE, "model": model, "parallel": split,
                                 "weight_dtype": weight_dtype, "kv_dtype": kv_dtype})  # fmt: skip
-    for name, value in (("batch", batch), ("context", context), ("cached", cached + 1)):
-        if value < 1:
-            raise InputError(
-                "is too small", field=name, value=value - (name == "cached"), allowed="whole numbers from 1 (cached: 0)"
-            )
+    counts: tuple[tuple[str, object, int], ...] = (("batch", batch, 1), ("context", context, 1), ("cached", cached, 0))
+    for name, value, least in counts:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise InputError("must be a whole number", field=name, value=value, allowed=f"{least} or more")
     result = estimate_pass(
         resolve_model(system), hardware, split, _word(Phase, phase, "phase"), batch=batch, context=context, cached=cached,
         routing=router, engine=_word(Engine, engine, "engine"), seed=seed, calibration=calibration,

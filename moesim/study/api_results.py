@@ -41,10 +41,13 @@ class Estimate(EstimateResult, Tabular):
         """One operator each."""
         return [o.model_dump(mode="json") for o in self.operators]
 
-    def _repr_html_(self) -> str:
+    def __str__(self) -> str:
         what = f"{self.model} on {self.hardware}, {self.parallel}: {self.phase}, batch {self.batch}, context {self.context}: "
         found = f"{1e3 * self.time_s:.3f} ms, {self.bound} bound" if self.time_s is not None else str(self.reason)
-        return html_table(self.rows(), what + found)
+        return what + found
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows(), str(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,9 @@ class ScenarioAnswer(Tabular):
             for s in self.result.systems
             for p in s.points
         ]
+
+    def __str__(self) -> str:
+        return "\n".join((self.result.scenario.title, *(f"- {sentence}" for sentence in self.sentences)))
 
     def _repr_html_(self) -> str:
         return html_table(self.rows(), " ".join(self.sentences))
@@ -108,13 +114,15 @@ class Served(Tabular):
             | {name: np.asarray(values) for name, values in {**r.counts, **r.times}.items()}
         )
 
-    def _repr_html_(self) -> str:
+    def __str__(self) -> str:
         r = self.result
-        caption = (
+        return (
             f"{r.deployment}: {r.requests_per_s:.2f} requests/s, {r.output_tokens_per_s:.0f} output tokens/s, goodput "
             f"{r.goodput_requests_per_s:.2f} requests/s; {r.outcome}"
         )
-        return html_table(self.rows(), caption)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows(), str(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +139,16 @@ class SweepAnswer(Tabular):
         """One case each."""
         return [{str(k): v for k, v in row.items()} for row in self.to_frame().to_dict("records")]
 
-    def _repr_html_(self) -> str:
+    def __str__(self) -> str:
         ended = ", ".join(f"{n} {word}" for word, n in self.result.outcomes().items())
+        return f"{self.result.name}: {self.result.n_cases} cases ({ended})"
+
+    def _repr_html_(self) -> str:
         frame = self.to_frame()
         rows: list[dict[str, Any]] = [
             {str(k): v for k, v in r.items()} for r in frame.head(MOST_HTML_ROWS).to_dict("records")
         ]
-        return html_table(rows, f"{self.result.name}: {self.result.n_cases} cases ({ended})")
+        return html_table(rows, str(self))
 
 
 @dataclass(frozen=True, slots=True)

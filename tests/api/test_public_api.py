@@ -68,6 +68,7 @@ def test_estimate():
     frame = e.to_frame()
     assert frame["time_s"].sum() == pytest.approx(e.time_s)
     assert e._repr_html_().startswith("<table>")
+    assert str(e).startswith("mixtral-8x7b on hgx_h100, TP2: decode, batch 4")
     with pytest.raises(Exception, match="frozen"):
         e.time_s = 1.0
     slow = moesim.estimate("mixtral-8x7b", "hgx_h100", tp=2, batch=4, routing={"family": "zipf", "skew": 1.5})
@@ -80,6 +81,7 @@ def test_run():
     assert frame["concurrency"].tolist() == [1, 8]
     assert answer.result.seed == moesim.run(SCENARIO, engine="analytic", seed=0).result.seed
     assert "<table>" in answer._repr_html_()
+    assert str(answer).splitlines()[0] == SCENARIO["title"]
     with pytest.raises(AttributeError):
         answer.result = None
 
@@ -100,6 +102,7 @@ def test_serve():
     assert len(served.requests()) == 30
     assert served.to_frame()["latency"].tolist()[0] == "ttft_s"
     assert "requests/s" in served._repr_html_()
+    assert "requests/s" in str(served)
 
 
 def test_plan_takes_one_or_several():
@@ -117,7 +120,10 @@ def test_plan_takes_one_or_several():
         (lambda: moesim.estimate("mixtral-8x7b", "hgx_h100", tp=0), "tp_size"),
         (lambda: moesim.estimate("mixtral-8x7b", "hgx_h100", engine="x"), "engine"),
         (lambda: moesim.estimate("mixtral-8x7b", "hgx_h100", batch=0), "batch"),
+        (lambda: moesim.estimate("mixtral-8x7b", "hgx_h100", batch="64"), "batch"),
+        (lambda: moesim.estimate("mixtral-8x7b", "hgx_h100", context=1.5), "context"),
         (lambda: moesim.estimate("mixtral-8x7b", "hgx_h100", cached=-1), "cached"),
+        (lambda: moesim.estimate("mixtral-8x7b", "hgx_h20", calibration="vllm"), "calibration"),
         (lambda: moesim.estimate("mixtral-8x7b", "hgx_h100", weight_dtype="fp9"), "weight_dtype"),
         (lambda: moesim.estimate("mixtral-8x7b", "hgx_h100", routing={"family": "zip"}), "family"),
         (lambda: moesim.plan("mixtral-8x7b", "hgx_h100", 0, 8, 8), "n_devices"),
