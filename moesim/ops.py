@@ -195,7 +195,7 @@ class Op:
     this one runs beside when overlap is on, `group` the row of the breakdown it belongs to. `weight_dtype` is the format of
     stored weights, which for weight-only formats is not that of the arithmetic; None where there are none. `side_bytes` is what
     `n_side_kernels` small kernels around it move, which measured tables time together with it: they are not in `work`.
-    `is_grouped` tells experts that run as grouped products with kernels of their own around them, not as one fused call.
+    `is_grouped` tells experts that run as grouped products, not as one fused call, and the kernels around them.
     """
 
     name: str

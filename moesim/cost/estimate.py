@@ -9,7 +9,7 @@ from typing import Protocol
 from moesim.cost.collectives import Network, collective_cost, exchange_cost
 from moesim.cost.efficiency import DEFAULT_EFFICIENCY, EfficiencyTable
 from moesim.cost.result import OpCost
-from moesim.ops import COLLECTIVES, EXCHANGES, ElementwiseShape, Op, maximum
+from moesim.ops import COLLECTIVES, EXCHANGES, ElementwiseShape, Op, OpKind, maximum
 from moesim.specs.base import Origin
 from moesim.specs.hardware import DeviceSpec, Hardware
 
@@ -104,7 +104,8 @@ class CostModel:
         1.6 to 2.5 times as long. Default efficiencies are 6 to 21% above SGLang's table of such experts (docs/fabric.md). A
         calibration with a true `knows_grouped` has measured them itself.
         """
-        return op.is_grouped and not getattr(self.calibration, "knows_grouped", False)
+        is_products = op.is_grouped and op.kind is OpKind.GROUPED_GEMM
+        return is_products and not getattr(self.calibration, "knows_grouped", False)
 
     def apart(self, op: Op) -> OpCost:
         """The cost of such experts."""

@@ -116,7 +116,8 @@ class QuickestKernel:
 
     Serving stacks pick among kernels by timing them (autotuning) or by rules that were found so; nearest-measured would not.
     Where no kernel was measured near the shape, `rest` decides. The tables time the whole call of fused experts, so ordering
-    tokens by expert and summing the outputs cost nothing of their own. Of a grid of shapes each gets its own kernel `by_point`,
+    tokens by expert and summing the outputs cost nothing of their own, but for experts that no such call runs (`Op.is_grouped`).
+    Of a grid of shapes each gets its own kernel `by_point`,
     else all of them the one that is quickest on average. A launch may force a kernel that was measured at other shapes only
     (`forced`): reading the weights takes as long as with the quickest one, and where its products take longer than all of that,
     they count (its fixed cost per call, which does not carry over between shapes, is left out; assumption).
@@ -139,7 +140,7 @@ class QuickestKernel:
     def cost_all(self, ops: Sequence[Op], device: DeviceSpec) -> list[OpCost | None]:
         """`cost` of each operator."""
         found = known_costs(self.rest, ops, device)
-        found = [_INCLUDED if op.group == _IN_EXPERTS else cost for op, cost in zip(ops, found, strict=True)]
+        found = [_INCLUDED if _is_included(op) else cost for op, cost in zip(ops, found, strict=True)]
         at = [i for i, op in enumerate(ops) if op.kind is OpKind.GROUPED_GEMM]
         if not at or not self.kernels:
             return found
@@ -199,6 +200,11 @@ def _at_least(quickest: OpCost | None, forced: OpCost | None) -> OpCost | None:
         return quickest
     body = np.asarray(forced.time_s) - np.minimum(np.asarray(forced.latency_s), np.asarray(forced.time_s))
     return replace(quickest, time_s=np.maximum(np.asarray(quickest.time_s), body))
+
+
+def _is_included(op: Op) -> bool:
+    """Whether the time of a fused call of experts contains an operator."""
+    return op.group == _IN_EXPERTS and not op.is_grouped
 
 
 def n_launches(op: Op) -> float:

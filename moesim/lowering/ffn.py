@@ -5,6 +5,8 @@ Letters: t tokens on the rank, D hidden size, F width, E experts, K experts per 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,7 +42,7 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
     before the norm until all are gathered at the end; shared experts are whole on each.
     """
     p, travels = ctx.parallel, ctx.exchanges
-    gathers = p.dp_size * p.cp_size > 1 and p.ep_size == 1
+    gathers, grouped = p.dp_size * p.cp_size > 1 and p.ep_size == 1, _is_grouped(ctx, load)
     ops = [
         elementwise(ctx, "ffn_norm", _own_tokens(ctx, travels), ctx.hidden, "norm", reads=2.0, writes=2.0),
         *_route(ctx, load, travels),
@@ -66,7 +68,7 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
         return ops + _tensor_reduce(ctx, "ffn_all_reduce")
     if p.tp_size > 1:
         ops.append(_gather(ctx, "ffn_all_gather", OpKind.ALL_GATHER, p.tp_size))
-    return ops
+    return [replace(op, is_grouped=True) if op.group == "permute" else op for op in ops] if grouped else ops
 
 
 def _mlp(
@@ -152,8 +154,13 @@ def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
         weight_dtype=storage.routed_experts.dtype,
         side_bytes=side_bytes,
         n_side_kernels=n_side,
-        is_grouped=ctx.exchanges and _narrow(ctx) and bool(np.any(np.asarray(load.nic_out_copies) > 0.0)),
+        is_grouped=_is_grouped(ctx, load),
     )
+
+
+def _is_grouped(ctx: Context, load: MoeLoad) -> bool:
+    """Whether 8-bit experts stand behind an exchange that crosses scale-up domains."""
+    return ctx.exchanges and _narrow(ctx) and bool(np.any(np.asarray(load.nic_out_copies) > 0.0))
 
 
 def _arrived_tokens(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Num:

@@ -138,7 +138,7 @@ class _Table:
             seconds = seconds * self.ratio
         if self.options.launch_s:
             n_kernels = op.shape.n_kernels if isinstance(op.shape, ElementwiseShape) else 1
-            seconds = np.maximum(seconds, self.options.launch_s * n_kernels)
+            seconds = np.maximum(seconds, self.options.launch_s * (n_kernels + op.n_side_kernels))
         return seconds * self.slow if self.options.slow_ranks else seconds
 
     def _ports(self, op: Op, model: CostModel) -> tuple[Floats, ...]:

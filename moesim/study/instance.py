@@ -120,7 +120,7 @@ class Instance:
     def flow(self, step: Pass, rng: np.random.Generator, *, record: bool = False) -> PassTime:
         """Simulation under one draw of every token's experts."""
         program = self.program(step, self.draw(step, rng))
-        from moesim.sim import simulate  # brings simpy, which the closed form can do without
+        from moesim.sim import simulate  # the closed form can do without
 
         result = simulate(program, self.cost, record=record)
         return PassTime(result.time_s, estimate(program, self.cost), result, program)

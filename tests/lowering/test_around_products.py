@@ -7,9 +7,11 @@ import pytest
 
 from moesim.calibrate.store import find_calibration
 from moesim.cost import CostModel
+from moesim.cost.stack import with_quickest_experts
 from moesim.lowering import Pass
 from moesim.ops import Op, Phase
 from moesim.specs.catalog import load_hardware, load_model
+from moesim.specs.dtypes import Dtype
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import RouterFamily, RoutingSpec
 from moesim.study.instance import build_instance
@@ -94,3 +96,17 @@ def test_experts_behind_an_exchange_between_nodes_are_grouped_products_whatever_
         same = np.allclose(plain.cost(op).time_s, tables.cost(op).time_s)
         assert same is is_grouped
         assert tables.costs([op])[0].time_s == pytest.approx(tables.cost(op).time_s)
+
+
+def test_rows_are_ordered_for_nothing_only_inside_a_fused_call() -> None:
+    """Casting rows before they travel, and scaling and adding after, are kernels of their own beside grouped products."""
+    tables = with_quickest_experts(find_calibration("h100_sxm/sglang"), Dtype.FP8)
+    for parallel, is_free in ((EP, False), (ParallelSpec(dp_size=8, ep_size=8), True), (TP, True)):
+        hardware = load_hardware("h100_x128_nodes", parallel.n_ranks)
+        ops = [op for op in ops_of(parallel, PREFILL).values() if op.group == "permute"]
+        assert len(ops) == 2
+        n_bytes = sum(float(np.max(op.work.read_bytes + op.work.write_bytes)) for op in ops)
+        for costs in (CostModel.of(hardware, tables).costs(ops), [CostModel.of(hardware, tables).cost(o) for o in ops]):
+            seconds = sum(float(np.max(c.time_s)) for c in costs)
+            least = 0.0 if is_free else n_bytes / hardware.device.memory_bytes_per_s
+            assert least <= seconds <= least * 2.0

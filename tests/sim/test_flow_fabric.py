@@ -84,6 +84,8 @@ def test_kernels_do_not_follow_sooner_than_the_host_launches() -> None:
     ops = (_compute("a", (0.1, 0.1)), _compute("b", (3, 3)), _compute("c", (0.2, 0.2)))
     assert simulate(_program(*ops), COST).time_s == pytest.approx(3.3)
     assert simulate(_program(*ops), COST, options=FlowOptions(launch_s=1.0)).time_s == pytest.approx(5.0)
+    cast = (replace(ops[0], n_side_kernels=1), *ops[1:])  # a cast before it is a launch, too
+    assert simulate(_program(*cast), COST, options=FlowOptions(launch_s=1.0)).time_s == pytest.approx(6.0)
 
 
 def _two(*batches: Program) -> Program:
