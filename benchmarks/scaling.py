@@ -3,7 +3,8 @@
 Run: python benchmarks/scaling.py [--phase decode|prefill] [--ranks 64,128,...,2048] [--json FILE]
 
 DeepSeek-V3 on paper hardware: as many H100 nodes of 8 as are needed. Every size runs in a process of its own, so that the peak
-is its own; the least of three passes counts, as the machine is shared. Beyond 256 ranks each holds one expert slot.
+is its own; seconds are of the processor (one thread), the least of three passes, as the machine is shared. Beyond 256 ranks each
+holds one expert slot.
 """
 
 from __future__ import annotations
@@ -53,20 +54,20 @@ def paper_instance(n_ranks: int, overlap: Overlap) -> Instance:
 
 def one_size(n_ranks: int, overlap: Overlap, phase: Phase) -> dict[str, float]:
     """Seconds of each step and the peak memory of this process."""
-    times = [time.perf_counter()]
+    times = [time.process_time()]
     instance = paper_instance(n_ranks, overlap)
-    build_s = time.perf_counter() - times[0]
+    build_s = time.process_time() - times[0]
     per_rank, new, cached = PASSES[phase]
     step, rng = Pass(phase, n_ranks * per_rank, new, cached), np.random.default_rng(1)
     rows = []
     for _ in range(3):
-        times = [time.perf_counter()]
+        times = [time.process_time()]
         counts = instance.draw(step, rng)
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         program = instance.program(step, counts)
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         simulate(program, instance.cost, record=False)
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         rows.append(np.diff(times))
         del counts, program
     least = np.min(rows, axis=0)

@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 # Up to this many choices (tokens x layers x K) are drawn one by one, which takes about 10 ns each.
 LARGE = 60_000_000
 # The normal law is used only where every rank has at least this many tokens.
-LARGE_PER_RANK = 4096
+LARGE_PER_RANK = 2048
 CHUNK_TOKENS = 32768
 
 
@@ -125,8 +125,10 @@ def normal_counts(
     widen = (1 + model.repeat_prob) / np.maximum(1 - model.repeat_prob, 1e-3)
     spread = _hajek(p) * widen[:, None]
     out = np.empty((model.n_layers, len(per_rank), model.n_experts), dtype)
+    reach = np.cumsum(p / p.sum(axis=1, keepdims=True), axis=1)
+    reach /= reach[:, -1:]
     for rank, n_tokens in enumerate(per_rank.tolist()):
-        out[:, rank] = _rounded(p, spread, n_tokens, model.top_k, rng)
+        out[:, rank] = _rounded(p, reach, spread, n_tokens, model.top_k, rng)
     return out
 
 
@@ -146,7 +148,7 @@ def _hajek(p: Floats) -> Floats:
     return c
 
 
-def _rounded(p: Floats, spread: Floats, n_tokens: int, top_k: int, rng: np.random.Generator) -> Ints:
+def _rounded(p: Floats, reach: Floats, spread: Floats, n_tokens: int, top_k: int, rng: np.random.Generator) -> Ints:
     mean = n_tokens * p
     drawn = mean + np.sqrt(n_tokens * spread) * rng.standard_normal(p.shape)
     few = mean < 50
@@ -157,16 +159,15 @@ def _rounded(p: Floats, spread: Floats, n_tokens: int, top_k: int, rng: np.rando
     drawn -= (drawn.sum(axis=1, keepdims=True) - goal) * free / free.sum(axis=1, keepdims=True)
     counts = np.clip(np.floor(drawn + rng.random(p.shape)), 0, n_tokens).astype(np.int64)
     for row, missing in enumerate((goal - counts.sum(axis=1)).tolist()):
-        _settle(counts[row], missing, p[row], n_tokens, rng)
+        _settle(counts[row], missing, reach[row], n_tokens, rng)
     return counts
 
 
-def _settle(counts: Ints, missing: int, p: Floats, n_tokens: int, rng: np.random.Generator) -> None:
-    """Add or take single tokens at experts drawn by popularity until the row has its sum."""
+def _settle(counts: Ints, missing: int, reach: Floats, n_tokens: int, rng: np.random.Generator) -> None:
+    """Add or take single tokens at experts drawn by popularity (running sums `reach`) until the row has its sum."""
     while missing:
         step = 1 if missing > 0 else -1
-        picks = rng.choice(len(p), size=abs(missing), p=p / p.sum())
-        for e in picks:
+        for e in reach.searchsorted(rng.random(abs(missing)), side="right").tolist():
             if 0 <= counts[e] + step <= n_tokens:
                 counts[e] += step
                 missing -= step
