@@ -4,8 +4,8 @@ Needs the published tables: `pip install aiconfigurator-core==0.12.0` (82 MB, Li
 
     python benchmarks/calibration/sparse_modules.py --source FOLDER [--device b200_sxm] [--sample 1500]
 
-A row is one module (projections, norms, index, scores, output) of one layer on one rank: vLLM 0.24. Each is lowered as the
-simulator lowers it, all-reduces left out, and priced with the device's vLLM tables.
+A row is one module (projections, norms, index, scores, output) of one layer on one rank: vLLM 0.24, and SGLang 0.5.14 where
+said so. Each is lowered as the simulator lowers it, all-reduces left out, and priced with the device's tables of that stack.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ MODELS = {
     "sgl-project/DeepSeek-V4-Pro-FP8": "deepseek-v4-pro",
     "deepseek-ai/DeepSeek-V4-Pro": "deepseek-v4-pro",
     "zai-org/GLM-5": "glm-5",
+    "zai-org/GLM-5-FP8": "glm-5",
     "MiniMaxAI/MiniMax-M3": "minimax-m3",
 }
 TABLES = {
@@ -44,6 +45,7 @@ TABLES = {
     "DeepSeek-V4, 128 tokens a row": ("sparse_attention", "dsv4_hca"),
     "MiniMax-M3": ("msa", "msa"),
     "DeepSeek-V3.2, GLM-5": ("sparse_attention", "dsa"),
+    "DeepSeek-V3.2, GLM-5 (SGLang)": ("sparse_attention", "dsa"),
     "DeepSeek-V3": ("mla", "mla"),
 }
 
@@ -68,15 +70,12 @@ def main() -> None:
         folder, prefix = TABLES[name]
         for device in settings.device or CLUSTERS:
             for kind in ("generation", "context"):
-                path = (
-                    settings.source
-                    / "systems/data"
-                    / device
-                    / folder
-                    / f"vllm/0.24.0/{prefix}_{kind}_module_perf.parquet"
-                )
+                stack, version = ("sglang", "0.5.14") if "SGLang" in name else ("vllm", "0.24.0")
+                where = settings.source / "systems/data" / device / folder / stack / version
+                path = where / f"{prefix}_{kind}_module_perf.parquet"
                 if path.is_file():
-                    print(line(name, device, kind, ratios(pd.read_parquet(path), device, kind, settings.sample)))
+                    table = pd.read_parquet(path)
+                    print(line(name, device, kind, ratios(table, device, kind, settings.sample, stack)))
 
 
 def line(name: str, device: str, kind: str, found: np.ndarray) -> str:
@@ -86,14 +85,16 @@ def line(name: str, device: str, kind: str, found: np.ndarray) -> str:
     return f"| {name} | {device} | {what} | {len(found):,} | {numbers} |"
 
 
-def ratios(table: pd.DataFrame, device: str, kind: str, sample: int) -> np.ndarray:
+def ratios(table: pd.DataFrame, device: str, kind: str, sample: int, stack: str) -> np.ndarray:
     """Predicted over measured for the rows of shapes that a model has, in the formats that it is served in."""
     if "compress_ratio" not in table:
         same = [(g, c) in SERVED for g, c in zip(table.gemm_type, table.kv_cache_dtype, strict=True)]
         table = table[np.asarray(same) & table.num_heads.isin([8, 16, 32, 64, 128])]
+    # an index may be left out where a layer takes another's
+    table = table[table.model.isin(MODELS) & ~table.op_name.str.contains("skip")]
     if sample and len(table) > sample:
         table = table.sample(sample, random_state=0)
-    cost = CostModel.of(load_hardware(CLUSTERS[device]), calibration_for("vllm:tables", device))
+    cost = CostModel.of(load_hardware(CLUSTERS[device]), calibration_for(f"{stack}:tables", device))
     found = []
     for row in table.itertuples():
         for model, attention, n_ranks in shapes(row):
