@@ -4,7 +4,9 @@ Run from the checkout, with the shared data folder beside it: ``python benchmark
 
 - points: `moesim run`'s closed form of TPOT (shipped parameters, which saw these rows; bands of rows that no fit saw),
 - ratios of them: a mixture against a dense model, and one model on two splits, on one system, backend and load,
-- ratios of `validate`'s predictions with groups left out, of parameters and bands alike.
+- ratios of `validate`'s predictions with groups left out, of parameters and bands alike,
+- what the intervals of ratios between models must be wider by than quadrature (`STRANGER_FACTOR`), and the coverage with a factor
+  that comes from other groups' pairs too.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from moesim.specs.workload import WorkloadSpec
 from moesim.study.calibrated import calibration_for
 from moesim.study.instance import build_instance
 from moesim.study.points import System, measure_point
-from moesim.study.uncertainty import Kinship, Spread, quotient
+from moesim.study.uncertainty import STRANGER_FACTOR, Kinship, Spread, quotient
 from moesim.study.validate.setup import hardware_of, model_of, parallel_of
 from moesim.study.validate.table import RunRow, read_table
 
@@ -104,6 +106,34 @@ def coverage(pairs: Sequence[tuple[Known, Known]], kinship: Kinship) -> tuple[fl
     return float(np.mean(inside)), float(np.mean(decided)), float(np.mean(right))
 
 
+def stretch(pairs: Sequence[tuple[Known, Known]]) -> None:
+    """The factor on quadrature that holds 90%, pairs of groups counting alike; and coverage with both groups left out of it."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for a, b in pairs:
+        error = np.log(b.measured_s / a.measured_s) - np.log(b.projected_s / a.projected_s)
+        plain = quotient(b.spread, a.spread)
+        width = (plain.high if error > 0.0 else plain.low) / STRANGER_FACTOR
+        groups.setdefault((a.row.group, b.row.group), []).append(abs(float(error)) / float(width))
+    inside = {}
+    for key, scores in groups.items():
+        others = {k: v for k, v in groups.items() if not set(k) & set(key)}
+        inside[key] = np.asarray(scores) <= _factor(others)
+    everyone = np.concatenate(list(inside.values()))
+    print(
+        f"  factor on quadrature, {len(groups)} pairs of groups: {_factor(groups):.3f}; from pairs without either group: "
+        f"{everyone.mean():.1%} inside, mean over pairs of groups {np.mean([x.mean() for x in inside.values()]):.1%}"
+    )
+
+
+def _factor(groups: dict[tuple[str, str], list[float]]) -> float:
+    """90% quantile of errors over widths, each pair of groups with the same weight, at least 1."""
+    scores = np.concatenate([np.asarray(v) for v in groups.values()])
+    weight = np.concatenate([np.full(len(v), 1.0 / len(v)) for v in groups.values()])
+    order = np.argsort(scores)
+    reached = np.cumsum(weight[order]) / weight.sum()
+    return max(1.0, float(scores[order][min(int(np.searchsorted(reached, 0.9)), len(scores) - 1)]))
+
+
 def left_out(module: ModuleType) -> list[Known]:
     """Predictions of `validate` with their groups left out, of parameters and of bands."""
     runs, is_moe = module.load_runs()
@@ -141,7 +171,9 @@ def main() -> None:
         sys.exit("needs regenerate.py beside it")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    _say("`validate`, groups left out", left_out(module))
+    known = left_out(module)
+    _say("`validate`, groups left out", known)
+    stretch(pairs_of(known)[0])
 
 
 if __name__ == "__main__":

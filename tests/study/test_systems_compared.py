@@ -246,20 +246,20 @@ def test_verdicts_without_an_interval() -> None:
 
 
 def test_verdicts_with_an_interval() -> None:
-    # half-widths of 10% and 20% in quadrature of logarithms: sqrt(0.0953^2 + 0.1823^2) = 0.2057, a factor of 1.228
+    # half-widths of 10% and 20% in quadrature of logarithms: sqrt(0.0953^2 + 0.1823^2) = 0.2057; x 1.27, a factor of 1.299
     text = sentence("moe", "dense", 2.0, 0.1, 0.2)
-    assert text == "moe is cheaper than dense, 2.00x [1.63, 2.46]"
-    assert sentence("moe", "dense", 0.5, 0.1, 0.2) == "dense is cheaper than moe, 2.00x [1.63, 2.46]"
+    assert text == "moe is cheaper than dense, 2.00x [1.54, 2.60]"
+    assert sentence("moe", "dense", 0.5, 0.1, 0.2) == "dense is cheaper than moe, 2.00x [1.54, 2.60]"
 
 
 @pytest.mark.parametrize(
     ("ratio", "a", "b", "close"),
     [
-        (1.1, 0.1, 0.1, True),  # a factor of 1.144
+        (1.1, 0.1, 0.1, True),  # a factor of 1.187
         (1.2, 0.1, 0.1, False),
         (0.9, 0.1, 0.1, True),
-        (1.39, 0.05, 0.4, True),  # a factor of 1.404
-        (1.41, 0.4, 0.05, False),
+        (1.53, 0.05, 0.4, True),  # a factor of 1.540
+        (1.55, 0.4, 0.05, False),
     ],
 )
 def test_too_close_to_call_is_when_the_interval_holds_one(ratio: float, a: float, b: float, close: bool) -> None:
