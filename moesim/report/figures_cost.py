@@ -10,6 +10,7 @@ from moesim.report.colours import GROUP_COLOUR, WEIGHT_COLOUR, stand_in, system_
 from moesim.report.document import FigureBlock
 from moesim.report.svg import drawing, log_axis, to_svg
 from moesim.report.text import group_label, number, short_name, time_text
+from moesim.specs.scenario import SystemKind
 from moesim.study.results import MemoryResult, PhaseDetail, RunResult, SystemResult
 
 if TYPE_CHECKING:
@@ -162,8 +163,14 @@ def breakdown(result: RunResult) -> FigureBlock | None:
     return FigureBlock(
         "breakdown", "Where the time of one pass goes", "; ".join(alts), svg,
         "Operators on the rank that everyone waits for, hidden parts left out. Waiting is what the simulated pass takes "
-        "beyond the sum of its operators.",
+        "beyond the sum of its operators." + _TURNS * any(s.kind is SystemKind.ENSEMBLE for s in systems),
     )  # fmt: skip
+
+
+_TURNS = (
+    " Of an ensemble it is the pass of one model with its own share of the requests; where models share devices they take "
+    "turns, and a user waits for all of them."
+)
 
 
 _GROUP_WORDS = {"experts": "experts", "waiting": "waiting and contention", "dense_ffn": "dense FFN"}

@@ -22,6 +22,8 @@ __all__ = ["validation_document", "write_validation"]
 
 METRICS = ("TTFT", "TPOT")
 N_WORST = 20
+#: Up to so many runs are drawn as large points: there is room.
+FEW_RUNS = 60
 
 
 def write_validation(rows: Sequence[Judged], folder: Path, name: str) -> Path:
@@ -98,11 +100,12 @@ def _scatter(rows: Sequence[Judged], what: str, of: Callable[[Judged], str]) -> 
         for which, axes in ((1, axes_list[0]), (0, axes_list[1])):
             measured = [(r.measured(which) or 0.0) * 1e3 for r in rows]
             low, high = min(measured) / 1.5, max(measured) * 1.5
+            size, alpha = (11.0, 0.45) if len(rows) > FEW_RUNS else (32.0, 0.9)
             for i, name in enumerate(names):
                 some = [r for r in rows if of(r) == name]
                 axes.scatter(
-                    [(r.measured(which) or 0.0) * 1e3 for r in some], [r.projected[which] * 1e3 for r in some], s=11.0,
-                    color=stand_in(system_colour(i)), alpha=0.45, linewidths=0, label=name, zorder=2,
+                    [(r.measured(which) or 0.0) * 1e3 for r in some], [r.projected[which] * 1e3 for r in some], s=size,
+                    color=stand_in(system_colour(i)), alpha=alpha, linewidths=0, label=name, zorder=2,
                 )  # fmt: skip
             # the line and the edges of the band lie over the points, or thousands of them would hide both
             axes.plot([low, high], [low, high], color=stand_in("ink"), linewidth=1.1, zorder=3)

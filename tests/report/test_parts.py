@@ -126,3 +126,16 @@ def _luminance(colour: str) -> float:
 def test_sample_has_what_the_tests_need() -> None:
     outcomes = {p.outcome for s in sample_result().systems for p in s.points}
     assert outcomes == {"ok", "out of memory"}
+
+
+def test_the_breakdown_says_that_an_ensembles_models_take_turns() -> None:
+    from moesim.report.figures_cost import breakdown
+    from moesim.specs.scenario import SystemKind
+
+    whole = sample_result()
+    alone = whole.model_copy(update={"systems": tuple(s for s in whole.systems if s.kind is not SystemKind.ENSEMBLE)})
+    assert any(s.details for s in whole.systems if s.kind is SystemKind.ENSEMBLE)
+    for result, says in ((whole, True), (alone, False)):
+        block = breakdown(result)
+        assert block is not None
+        assert ("turns" in block.caption) is says
