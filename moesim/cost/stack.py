@@ -12,7 +12,7 @@ from moesim.cost.estimate import CalibratedOps, known_costs, roofline
 from moesim.cost.forms_batch import is_scalar, price_quickest
 from moesim.cost.forms_calibration import Calibration
 from moesim.cost.result import OpCost
-from moesim.ops import Op, OpKind, minimum
+from moesim.ops import Num, Op, OpKind, minimum
 from moesim.specs.base import Origin
 from moesim.specs.dtypes import Dtype
 from moesim.specs.hardware import DeviceSpec
@@ -81,6 +81,9 @@ LAUNCH_SHARPNESS = 1.5
 #: Python around them launches) and for the state of linear attention in chunks (assumptions from the code of these stacks).
 EXPERT_KERNELS, CHUNKED_STATE_KERNELS = 17.0, 12.0
 _IN_EXPERTS = "permute"
+_WITH_WORK = frozenset({OpKind.GEMM, OpKind.GROUPED_GEMM, OpKind.ATTENTION_PREFILL, OpKind.ATTENTION_DECODE})
+#: Ratio of the peaks' two times from which on a device is clearly bound by one of them.
+CLEARLY = 2.0
 _INCLUDED = OpCost(0.0, origin=Origin.FITTED, error_frac=0.0)
 
 
@@ -224,6 +227,22 @@ def eager_s(stack: StackParams, device_s: Any, kernels: Any) -> Any:
     return largest * ((device / largest) ** power + (floor / largest) ** power) ** (1.0 / power)
 
 
+def _bounds(op: Op, cost: OpCost, device: DeviceSpec) -> tuple[Num, Num]:
+    """Parts by arithmetic and by memory, the larger where the device's peaks clearly say (by `CLEARLY`) that it is bound.
+
+    Fitted forms tell the two apart by curvature only, and tables of fused experts hardly do: their sum is sound, their split not.
+    """
+    compute_s, memory_s = cost.compute_s, cost.memory_s
+    if op.kind not in _WITH_WORK:
+        return compute_s, memory_s
+    flop_s = op.work.flops / device.peak_flop_per_s.rate(op.dtype)
+    byte_s = op.work.moved_bytes / device.memory_bytes_per_s
+    turned = (byte_s > CLEARLY * flop_s) & (compute_s > memory_s) | (flop_s > CLEARLY * byte_s) & (memory_s > compute_s)
+    if isinstance(turned, (bool, np.bool_)):
+        return (memory_s, compute_s) if turned else (compute_s, memory_s)
+    return np.where(turned, memory_s, compute_s), np.where(turned, compute_s, memory_s)
+
+
 @dataclass(frozen=True, slots=True)
 class StackedCalibration:
     """Tables with a stack's factors on them: what size costs and what a call costs, by kind of operator.
@@ -256,10 +275,10 @@ class StackedCalibration:
             cost = replace(roofline(op, device), origin=Origin.FITTED, error_frac=SMALL_KERNELS_ERROR_FRAC)
         body, call, extra_s = self._factors(op)
         call_s = minimum(cost.latency_s, cost.time_s)
-        grows = (cost.compute_s * body, cost.memory_s * body, cost.link_s * body)
-        return replace(
-            cost, time_s=(cost.time_s - call_s) * body + call_s * call + extra_s, compute_s=grows[0], memory_s=grows[1],
-            link_s=grows[2], latency_s=call_s * call + extra_s,
+        compute_s, memory_s = _bounds(op, cost, device)
+        return OpCost(
+            (cost.time_s - call_s) * body + call_s * call + extra_s, compute_s * body, memory_s * body, cost.link_s * body,
+            call_s * call + extra_s, cost.origin, cost.error_frac, cost.is_extrapolated, cost.outside,
         )  # fmt: skip
 
     def _factors(self, op: Op) -> tuple[float, float, float]:
