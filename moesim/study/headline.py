@@ -104,8 +104,9 @@ def limits(scenario: ScenarioSpec, engine: Engine, basis: Basis90) -> tuple[str,
     if any(system.parallel.dp_size > 1 for system in scenario.systems):
         notes.insert(
             3,
-            "Attention-DP ranks prefill at the same time. In serving they wait for each other's prompts, which can double TPOT "
-            "and more where prompts are long: moesim serve and moesim plan count that.",
+            "Attention-DP ranks prefill at the same time. In serving they wait for each other's prompts, which costs engines "
+            "that do not balance them two thirds of the throughput and more where prompts are long: moesim serve and moesim plan "
+            "count that (docs/serving.md).",
         )
     if engine is Engine.ANALYTIC:
         notes.append(
