@@ -114,7 +114,7 @@ def _choice(spec: PlanSpec, plans: Sequence[HardwarePlan], cheapest: str | None)
         point = _answer(spec, p)
         price = _price(spec, point) if point is not None else None
         if price is not None:
-            note = " (assumption only, no host time)" if point.error_frac is None else ""
+            note = " (assumption only, no host time)" if point is not None and point.error_frac is None else ""
             costs.append((price, f"{p.hardware} {price:.2f}{note}"))
         elif point is not None:
             unpriced.append(p.hardware)
