@@ -192,11 +192,14 @@ def _distinct(shape: Shape) -> tuple[Shape, NDArray[np.intp] | None, tuple[int, 
     n_points = int(np.prod(size))
     code: NDArray[np.intp] = np.zeros(n_points, dtype=np.intp)
     if n_points >= _SMALLEST_TO_SHARE:
+        n_codes = 1
         for values in flat.values():
+            if values.min() == values.max():
+                continue
             own, inverse = np.unique(values, return_inverse=True)
-            _, code = np.unique(code * len(own) + inverse.reshape(-1), return_inverse=True)
-            code = code.reshape(-1)
-            if 2 * (int(code.max()) + 1) > n_points:
+            code = inverse if n_codes == 1 else np.unique(code * len(own) + inverse, return_inverse=True)[1]
+            n_codes = int(code.max()) + 1
+            if 2 * n_codes > n_points:
                 break
         else:
             at = np.full(int(code.max()) + 1, -1, dtype=np.intp)

@@ -107,10 +107,11 @@ def case_ids(
     if not order:
         return []
     fragments = [[f"{canonical(paths[i])}:{text},".encode() for text in texts[i]] for i in order]
+    columns = [map(fragment.__getitem__, codes[i]) for fragment, i in zip(fragments, order, strict=True)]
     found = []
-    for row in zip(*(codes[i] for i in order), strict=True):
+    for row in zip(*columns, strict=True):
         own = key.copy()
-        own.update(b"".join([fragment[code] for fragment, code in zip(fragments, row, strict=True)]))
+        own.update(b"".join(row))
         found.append(own.hexdigest()[:ID_DIGITS])
     return found
 

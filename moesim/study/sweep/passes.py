@@ -149,11 +149,13 @@ def _distinct(columns: Sequence[Floats]) -> tuple[NDArray[np.intp], NDArray[np.i
         rows = list(zip(*(column.tolist() for column in columns), strict=True))
         codes = [place.setdefault(row, len(place)) for row in rows]
         return np.asarray([codes.index(i) for i in range(len(place))], dtype=np.intp), np.asarray(codes, dtype=np.intp)
-    code = np.zeros(len(columns[0]), dtype=np.intp)
+    code, n_codes = np.zeros(len(columns[0]), dtype=np.intp), 1
     for column in columns:
+        if column.min() == column.max():
+            continue
         own, inverse = np.unique(column, return_inverse=True)
-        if len(own) > 1:
-            _, code = np.unique(code * len(own) + inverse, return_inverse=True)
+        code = inverse if n_codes == 1 else np.unique(code * len(own) + inverse, return_inverse=True)[1]
+        n_codes = int(code.max()) + 1
     first = np.full(int(code.max()) + 1, len(code), dtype=np.intp)
     np.minimum.at(first, code, np.arange(len(code)))
     return first, code
