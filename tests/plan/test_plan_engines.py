@@ -87,17 +87,34 @@ def small():
     return search(spec, "hgx_h100")
 
 
-def test_simulation_agrees_with_the_closed_form_about_single_instances(small):
+@pytest.fixture(scope="module")
+def confirmed(small):
+    """One-GPU replicas, and two attention-DP ranks, in the simulation."""
     points = [p for p in best_of(small, 12) if p.mode == "in place" and p.main.parallel.pp_size == 1][:2]
-    found = confirm(small.ground, points)
-    assert sorted(c.rank_simulated for c in found) == [1, 2]
-    for c in found:
-        # what differs is queueing, chunking and the scheduler; measured here: 1.15 on one GPU, 1.31 on two attention-DP ranks
-        # (1.16 and 1.30 before stacks were fitted again)
-        assert 0.7 < c.throughput_ratio < 1.4
-        assert 0.7 < c.tpot_ratio < 1.4
+    return confirm(small.ground, points)
+
+
+def test_single_instances_are_ranked_in_simulation(confirmed):
+    assert sorted(c.rank_simulated for c in confirmed) == [1, 2]
+    for c in confirmed:
         assert c.ttft_s > 0
         assert 0 <= c.good_frac <= 1
+
+
+@pytest.mark.parametrize(
+    "dp_size",
+    [
+        1,
+        pytest.param(
+            2, marks=pytest.mark.xfail(strict=True, reason="the closed form is 1.304 too slow, cause unknown")
+        ),
+    ],
+)
+def test_simulation_agrees_with_the_closed_form_about_single_instances(confirmed, dp_size):
+    # what differs is queueing, chunking and the scheduler; measured here: 1.15 on one GPU
+    (c,) = [c for c in confirmed if ("DP2" in c.split) == (dp_size == 2)]
+    assert 0.7 < c.throughput_ratio < 1.3
+    assert 0.7 < c.tpot_ratio < 1.4
 
 
 def test_pipelines_are_simulated_and_agree_with_the_closed_form(small):
