@@ -64,6 +64,8 @@ def estimate_command(args: EstimateArguments) -> None:
 
 def _print(r: EstimateResult) -> None:
     print(f"{r.model} on {r.hardware}, {r.parallel}: {r.phase}, batch {r.batch}, context {r.context} ({r.engine})")
+    if r.model_note:
+        print(f"model    {r.model_note}")
     used = f"{r.memory_bytes / 1e9:.1f} GB of {r.capacity_bytes / 1e9:.1f} GB per rank"
     print(f"memory   {used}, room for {r.max_sequences} sequences")
     if r.time_s is None:

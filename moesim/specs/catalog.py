@@ -198,7 +198,10 @@ def load_model(name: str) -> ModelSpec:
         if path.suffix == ".json":
             stem = path.parent.name if path.stem == "config" else path.stem
             return hf.import_config(_with_quantisation(path), name=stem)
-        return load_card(name).model_spec()
+        card = load_card(name)
+        model = card.model_spec()
+        is_variant = path.parent == data_dir() / _FOLDERS["model"] and _variant(name) is not None
+        return model.model_copy(update={"note": card.note}) if is_variant else model
     except InputError as error:
         raise _placed(error, path) from None
 

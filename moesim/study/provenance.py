@@ -118,6 +118,8 @@ def _model(candidate: Candidate) -> InputOrigin:
             what=f"model {model.name}", value=value, origin=Origin.ASSUMPTION, source=f"made by moesim: {model.note}"
         )
     try:
+        if model.note:  # a checkpoint that stands for a known model, by its name
+            return InputOrigin(what=f"model {model.name}", value=value, origin=Origin.ASSUMPTION, source=model.note)
         source = load_card(candidate.spec.model).source_of("config")
         return InputOrigin(what=f"model {model.name}", value=value, origin=source.origin, source=source.text)
     except (InputError, KeyError):

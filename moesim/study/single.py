@@ -75,6 +75,7 @@ class EstimateResult(Frozen):
     calibration: str
     extrapolated_frac: float
     operators: tuple[OperatorCost, ...]
+    model_note: str | None = None
 
 
 def hardware_for(name: str, n_ranks: int) -> Hardware:
@@ -168,7 +169,8 @@ def _result(
     busy = e.busy_s() if e else {}
     n_tokens = batch * (context if phase is Phase.PREFILL else 1)
     return EstimateResult(
-        model=instance.model.name, hardware=instance.hardware.name, parallel=instance.parallel.label, phase=phase.value,
+        model=instance.model.name, model_note=instance.model.note, hardware=instance.hardware.name,
+        parallel=instance.parallel.label, phase=phase.value,
         batch=batch, context=context, engine=engine.value, outcome=outcome, reason=reason, remedies=remedies, time_s=time_s,
         time_low_s=ends[0] if ends else None, time_high_s=ends[1] if ends else None,
         interval_basis=(basis if ends else Basis.ASSUMPTION).value, reached=_reached(instance, phase),
