@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import simpy
-from numpy.typing import NDArray
 
+from moesim.sim.serving.batch import NO_ENDS, Batch
+from moesim.sim.serving.clock import Overheads, PassClock, SharedStages
 from moesim.sim.serving.cost import Chunk, RankWork, StepCost
+from moesim.sim.serving.lookout import Lookout
 from moesim.sim.serving.metrics import Recorder
 from moesim.sim.serving.policies import Policy
 from moesim.sim.serving.rank import Plan, Rank
@@ -23,55 +23,7 @@ from moesim.sim.serving.requests import Sequence
 
 __all__ = ["Engine", "Overheads"]
 
-Floats = NDArray[np.float64]
 MAX_JUMP = 4096
-NO_ENDS: Floats = np.empty(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Overheads:
-    """Host time that operator times leave out.
-
-    `pass_s` is the gap between two passes on the device; `host_s` what the host needs to schedule and launch a pass, hidden
-    behind the pass before where scheduling is asynchronous; `prefill_s` is added to passes with prefill; `sequence_s` per
-    sequence in a pass; `request_s` from submission until the engine knows a request; `first_pass_s` is added to the very
-    first pass of an engine (lazy initialisation).
-    """
-
-    pass_s: float = 0.0
-    host_s: float = 0.0
-    prefill_s: float = 0.0
-    sequence_s: float = 0.0
-    request_s: float = 0.0
-    first_pass_s: float = 0.0
-
-
-class SharedStages(Protocol):
-    """Pipeline stages that passes of several engines go through."""
-
-    def run(self, ready_s: float, seconds: float, tokens: int) -> tuple[float, float]:
-        """Start and end of a pass of `seconds` with `tokens` on its fullest rank."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """Passes under way: one, or a run of equal decodes whose end is still open. `end_s` is when the last of them ends."""
-
-    ends: Floats
-    end_s: float
-    start_s: float
-    previous_s: float
-    n_decode: int
-    first_pass: int
-    firsts: list[tuple[int, Sequence]] = field(default_factory=list)
-    finishers: list[tuple[int, Sequence]] = field(default_factory=list)
-    taken: list[int] = field(default_factory=list)
-
-    @property
-    def matters(self) -> bool:
-        """Whether its end changes what can be scheduled."""
-        return bool(self.firsts or self.finishers)
 
 
 class Engine:
@@ -86,8 +38,10 @@ class Engine:
         # and where the scheduler looks up seldom, or ranks wait for each other, passes are counted one by one
         jump = jump and stages is None and policy.poll_passes == 1 and policy.fill_passes == 0
         jump = jump and (policy.balance_passes == 0 or len(ranks) == 1)
-        self.stages = stages
-        self.env, self.ranks, self.policy, self.cost, self.overheads = env, ranks, policy, cost, overheads
+        self.clock = PassClock(
+            cost, overheads, policy.depth, ranks[0].cohort.growth, ranks[0].tokens_per_decode, stages
+        )
+        self.env, self.ranks, self.policy, self.lookout = env, ranks, policy, Lookout(policy)
         self.recorder, self.max_jump, self.hand_over, self.name = recorder, MAX_JUMP if jump else 1, hand_over, name
         self.on_finished = on_finished
         for rank in ranks:
@@ -100,7 +54,6 @@ class Engine:
         self.now = 0.0
         self.n_passes = 0
         self.n_inside = 0
-        self.n_unseen, self.n_held, self.n_filled = policy.poll_passes, 0, 0
         self.process = env.process(self.serve())
 
     @property
@@ -129,7 +82,8 @@ class Engine:
     def serve(self) -> Generator[Any, Any, None]:
         """Schedule as far ahead as the policy allows, then wait for what ends or arrives first."""
         while True:
-            self._look()
+            if self.lookout.looks():
+                self._drain(self.now)
             while self.open is None and len(self.inflight) < self.policy.depth:
                 batch = self._schedule()
                 if batch is None:
@@ -139,7 +93,7 @@ class Engine:
                 while not self.inbox:
                     yield from self._wait(None)
                 self.now = max(self.now, self.inbox[0][0])
-                self.n_unseen = self.policy.poll_passes
+                self.lookout.wake()
                 continue
             if self.open is not None:
                 yield from self._ride(self.open)
@@ -171,14 +125,14 @@ class Engine:
 
     def _ride(self, run: Batch) -> Generator[Any, Any, None]:
         """Wait for the end of an open run, or until an arrival that can start cuts it."""
-        n = len(run.ends)
-        deadline_s = self._decision_s(run, n)
+        n, depth = len(run.ends), self.policy.depth
+        deadline_s = run.decision_s(n, depth)
         while True:
             ahead = self.inflight[0] if self.inflight[0] is not run and self.inflight[0].matters else None
             at_s, keep = deadline_s, n
             if self.inbox:
-                keep = self._first_decision(run, self.inbox[0][0])
-                at_s = self._decision_s(run, keep)
+                keep = run.first_decision(self.inbox[0][0], depth)
+                at_s = run.decision_s(keep, depth)
             if ahead is not None and ahead.end_s < at_s:
                 at_s, keep = ahead.end_s, 0
             if (yield from self._wait(at_s)):
@@ -191,46 +145,8 @@ class Engine:
             if keep:
                 self._drain(at_s)
             if not all(self.policy.is_steady(rank) for rank in self.ranks):
-                self._settle(run, keep or self._first_decision(run, at_s), at_s)
+                self._settle(run, keep or run.first_decision(at_s, depth), at_s)
                 return
-
-    def _decision_s(self, run: Batch, n: int) -> float:
-        """When the pass after `n` of a run is scheduled."""
-        back = n - self.policy.depth
-        return float(run.ends[back]) if back >= 0 else run.previous_s
-
-    def _first_decision(self, run: Batch, ready_s: float) -> int:
-        """How many passes of a run are scheduled before a request that is ready at `ready_s` is seen."""
-        if self.policy.depth > 1 and run.previous_s >= ready_s:
-            return 1
-        return min(int(run.ends.searchsorted(ready_s)) + self.policy.depth, len(run.ends))
-
-    def _look(self) -> None:
-        """New requests are let in, where the scheduler looks for them before its next pass."""
-        if self.n_unseen >= self.policy.poll_passes:
-            if self.policy.poll_passes > 1:
-                self.n_unseen = 0
-            self._drain(self.now)
-
-    def _holds_prompts(self) -> bool:
-        """Whether ranks that have prompts wait for those that have none."""
-        most = self.policy.balance_passes
-        if not most or len(self.ranks) == 1:
-            return False
-        have = [self.policy.wants_prompt(rank) for rank in self.ranks]
-        is_waiting = any(have) and not all(have) and any(len(rank.cohort) for rank in self.ranks)
-        self.n_held = self.n_held + 1 if is_waiting and self.n_held < most else 0
-        return self.n_held > 0
-
-    def _fills_up(self) -> bool:
-        """Whether prompts wait, beside decodes, until a pass is fuller."""
-        policy = self.policy
-        if not policy.fill_passes:
-            return False
-        is_waiting = any(map(policy.wants_prompt, self.ranks)) and any(len(rank.cohort) for rank in self.ranks)
-        is_waiting = is_waiting and self.n_filled < policy.fill_passes and not any(map(policy.is_full, self.ranks))
-        self.n_filled = self.n_filled + 1 if is_waiting else 0
-        return is_waiting
 
     def _drain(self, now: float) -> None:
         """Requests that are ready by `now` join their rank's queue."""
@@ -248,7 +164,7 @@ class Engine:
             run = self._plan_run()
             if run is not None:
                 return run
-        if self._holds_prompts() or self._fills_up():
+        if self.lookout.holds(self.ranks):
             plans = [self.policy.plan_decodes(rank) for rank in self.ranks]
         else:
             plans = [self.policy.plan(rank, self.now) for rank in self.ranks]
@@ -259,18 +175,16 @@ class Engine:
         finishers: list[tuple[int, Sequence]] = []
         for i, (rank, plan) in enumerate(zip(self.ranks, plans, strict=True)):
             works.append(self._progress(i, rank, plan, firsts, finishers))
-        seconds = self._padded_s(self._pass_s(works), works)
-        if self.n_passes == 0:
-            seconds += self.overheads.first_pass_s
-        start_s, end_s = self._span(float(seconds), works)
+        start_s, end_s = self.clock.span(works, self.n_passes, self.now, self.last_end_s)
         n_decode, n_prefill = sum(w.n_decode for w in works), sum(w.n_prefill_tokens for w in works)
         batch = Batch(NO_ENDS, end_s, start_s, self.last_end_s, n_decode, self.n_passes, firsts, finishers)
         running, held = self._state()
         previous_s = max(self.last_end_s, self.now)
-        growth = self.ranks[0].cohort.growth
-        self.recorder.one_pass(previous_s, start_s, end_s, n_decode * growth, n_prefill, len(firsts), running, held)
+        self.recorder.one_pass(
+            previous_s, start_s, end_s, n_decode * self.clock.growth, n_prefill, len(firsts), running, held
+        )
         self.n_passes += 1
-        self.n_unseen = self.policy.poll_passes if n_prefill else self.n_unseen + 1
+        self.lookout.passed(n_prefill)
         self.last_end_s = end_s
         return batch
 
@@ -314,12 +228,8 @@ class Engine:
             return None
         cohorts = [rank.cohort for rank in self.ranks]
         works = [RankWork(len(c), c.context_sum, c.context_max, (), len(c)) for c in cohorts]
-        seconds = self._padded_s(self.cost.decode_s(works, n_steps, cohorts[0].growth, self.n_passes), works)
-        start_s = self._start_s()
-        if self.n_passes == 0:
-            seconds[0] += self.overheads.first_pass_s
-        seconds[0] += start_s
-        ends = np.cumsum(seconds)
+        start_s = self.clock.start_s(self.now, self.last_end_s)
+        ends = self.clock.run_ends_s(works, n_steps, self.n_passes, start_s)
         previous_s = self.last_end_s if self.inflight else self.now
         run = self.open = Batch(ends, float(ends[-1]), start_s, previous_s, n_decode, self.n_passes)
         for rank in self.ranks:
@@ -327,36 +237,6 @@ class Engine:
             run.taken.append(rank.cohort.new_blocks(1))
             rank.pool.take(run.taken[-1])
         return run
-
-    def _pass_s(self, works: list[RankWork]) -> float:
-        if any(work.chunks for work in works):
-            return self.cost.pass_s(works, self.n_passes) + self.overheads.prefill_s
-        return float(self.cost.decode_s(works, 1, self.ranks[0].cohort.growth, self.n_passes)[0])
-
-    def _padded_s(self, seconds: Any, works: list[RankWork]) -> Any:
-        """Add what the host and the gap between passes cost."""
-        o = self.overheads
-        n = sum(work.n_decode + len(work.chunks) for work in works)
-        host_s = o.host_s + o.sequence_s * n
-        if self.stages is not None:
-            return seconds + (o.pass_s + o.sequence_s * n)
-        if self.policy.depth == 1:
-            return seconds + (host_s + o.pass_s)
-        return np.maximum(seconds, o.host_s) + (o.pass_s + o.sequence_s * n)
-
-    def _start_s(self) -> float:
-        """When the device can begin: after the pass before it, and not before the host has launched it."""
-        if self.policy.depth == 1:
-            return self.now
-        return max(self.last_end_s, self.now + self.overheads.host_s)
-
-    def _span(self, seconds: float, works: list[RankWork]) -> tuple[float, float]:
-        """Start and end of the next pass."""
-        if self.stages is None:
-            start_s = self._start_s()
-            return start_s, start_s + seconds
-        per_decode = self.ranks[0].tokens_per_decode
-        return self.stages.run(self.now, seconds, max(w.n_decode * per_decode + w.n_prefill_tokens for w in works))
 
     def _settle(self, run: Batch, n_steps: int, now: float) -> None:
         """Fix how many passes of a run take place."""
@@ -371,11 +251,9 @@ class Engine:
             rank.leaving += len(done)
             run.finishers += [(i, seq) for seq in done]
         self.n_passes += n_steps
-        growth = self.ranks[0].cohort.growth
         running, held = self._state()
-        self.recorder.passes(
-            max(self.last_end_s, run.previous_s), run.start_s, run.ends, run.n_decode * growth, running, held
-        )
+        n_decode = run.n_decode * self.clock.growth
+        self.recorder.passes(max(self.last_end_s, run.previous_s), run.start_s, run.ends, n_decode, running, held)
         self.last_end_s, self.open, self.now = run.end_s, None, now
         while self.inflight and self.inflight[0].end_s <= now:
             self._complete(self.inflight.popleft())
