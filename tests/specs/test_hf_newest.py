@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from typing import Any
 
 import pytest
+from hf_cards import imported
 
 from moesim.errors import InputError, ParallelError
 from moesim.specs import catalog, hf
 from moesim.specs.dtypes import Dtype
 from moesim.specs.hf.deepseek_v4 import hyper_params
 from moesim.specs.hf.kimi import depth_sources
-from moesim.specs.model import CompressedAttention, GqaAttention, LinearAttention, MlaAttention, ModelSpec
+from moesim.specs.model import CompressedAttention, GqaAttention, LinearAttention, MlaAttention
 from moesim.specs.parallel import ParallelSpec
-
-
-def _import(name: str, **changes: Any) -> ModelSpec:
-    config = {**catalog.load_card(name).config, **changes}
-    return hf.import_config({key: value for key, value in config.items() if value != "DROP"}, name)
 
 
 def _kinds(name: str) -> dict[str, int]:
@@ -51,10 +46,10 @@ def test_layer_plans(name, kinds):
 def test_v4_reads_ratios_or_the_names_that_transformers_writes():
     names = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
     ratios = catalog.load_card("deepseek-v4-flash").config["compress_ratios"]
-    named = _import("deepseek-v4-flash", compress_ratios="DROP", layer_types=[names[r] for r in ratios[:43]])
+    named = imported("deepseek-v4-flash", compress_ratios="DROP", layer_types=[names[r] for r in ratios[:43]])
     assert named.layers == catalog.load_model("deepseek-v4-flash").layers
     hashed = ["hash_moe"] * 3 + ["moe"] * 40
-    assert _import("deepseek-v4-flash", num_hash_layers="DROP", mlp_layer_types=hashed).layers == named.layers
+    assert imported("deepseek-v4-flash", num_hash_layers="DROP", mlp_layer_types=hashed).layers == named.layers
 
 
 def test_v4_hash_layers_have_no_score_correction_and_mtp_attends_to_its_window():
@@ -82,7 +77,7 @@ def test_v4_hash_layers_have_no_score_correction_and_mtp_attends_to_its_window()
 )
 def test_v4_refuses_what_it_does_not_know(changes, field):
     with pytest.raises(InputError) as caught:
-        _import("deepseek-v4-flash", **changes)
+        imported("deepseek-v4-flash", **changes)
     assert caught.value.field == field
     assert "\n" not in str(caught.value)
 
@@ -108,7 +103,7 @@ def test_v4_experts_in_three_formats(expert, extra, stored, activation):
         quant["quantized_layers"] = {
             f"layers.{i}.ffn.experts": {"quant_algo": "NVFP4", "group_size": 16} for i in range(43)
         }
-    storage = _import("deepseek-v4-flash", expert_dtype=expert, quantization_config=quant).storage
+    storage = imported("deepseek-v4-flash", expert_dtype=expert, quantization_config=quant).storage
     assert (storage.routed_experts.dtype, storage.expert_activation) == (stored, activation)
     assert storage.attention.dtype is storage.shared_experts.dtype is Dtype.FP8_BLOCK
     assert storage.kv_cache.dtype is Dtype.FP8
@@ -141,7 +136,7 @@ def test_kda_layers_are_numbered_from_one_and_each_once():
     linear = dict(catalog.load_card("kimi-k3").config["linear_attn_config"])
     for wrong in ([*linear["kda_layers"], 4], linear["kda_layers"][1:], [*linear["kda_layers"], 94]):
         with pytest.raises(InputError, match="each layer once"):
-            _import("kimi-k3", linear_attn_config={**linear, "kda_layers": wrong})
+            imported("kimi-k3", linear_attn_config={**linear, "kda_layers": wrong})
 
 
 # --- MiniMax-M3
@@ -151,19 +146,19 @@ def test_m3_dispatch_by_its_own_keys_or_those_of_transformers():
     card = catalog.load_card("minimax-m3").config
     types = ["full_attention"] * 3 + ["minimax_m3_sparse"] * 57
     flat = {"index_n_heads": 4, "index_head_dim": 128, "index_block_size": 128, "index_topk_blocks": 16}
-    other = _import("minimax-m3", sparse_attention_config="DROP", layer_types=types, **flat)
+    other = imported("minimax-m3", sparse_attention_config="DROP", layer_types=types, **flat)
     assert other.layers == catalog.load_model("minimax-m3").layers
     off = {**card["sparse_attention_config"], "use_sparse_attention": False}
-    plain = _import("minimax-m3", sparse_attention_config=off)
+    plain = imported("minimax-m3", sparse_attention_config=off)
     assert all(isinstance(x.attention, GqaAttention) and x.attention.index_topk is None for x in plain.layers)
 
 
 def test_m3_refuses_an_index_with_values_and_an_output_gate():
     sparse = catalog.load_card("minimax-m3").config["sparse_attention_config"]
     with pytest.raises(InputError, match="values of its own"):
-        _import("minimax-m3", sparse_attention_config={**sparse, "sparse_disable_index_value": [0] * 60})
+        imported("minimax-m3", sparse_attention_config={**sparse, "sparse_disable_index_value": [0] * 60})
     with pytest.raises(InputError, match="attention_output_gate"):
-        _import("minimax-m3", attention_output_gate=True)
+        imported("minimax-m3", attention_output_gate=True)
 
 
 def test_m3_inside_a_multimodal_config_that_names_only_the_outer_type():
@@ -180,7 +175,7 @@ def test_nemotron_pattern_as_letters_or_names():
     ultra = catalog.load_card("nemotron-3-ultra-550b-a55b").config
     letter = {"mamba": "M", "moe": "E", "attention": "*", "mlp": "-"}
     spelt = "".join(letter[kind] for kind in ultra["layers_block_type"])
-    other = _import(
+    other = imported(
         "nemotron-3-ultra-550b-a55b", layers_block_type="DROP", mtp_layers_block_type="DROP",
         hybrid_override_pattern=spelt, mtp_hybrid_override_pattern="*E",
     )  # fmt: skip
@@ -210,7 +205,7 @@ def test_nemotron_experts_have_no_gate_and_a_shared_one_of_its_own_width():
 )
 def test_nemotron_refuses(changes, field):
     with pytest.raises(InputError) as caught:
-        _import("nemotron-3-nano-30b-a3b", **changes)
+        imported("nemotron-3-nano-30b-a3b", **changes)
     assert caught.value.field == field
 
 
@@ -224,7 +219,7 @@ def test_searched_llama_has_its_own_width_per_layer_and_may_lack_attention():
     blocks = [dict(b) for b in catalog.load_card("llama-3.3-nemotron-super-49b").config["block_configs"]]
     blocks[5] = {"attention": {"n_heads_in_group": 8, "replace_with_linear": True}, "ffn": {"ffn_mult": 1.0}}
     with pytest.raises(InputError, match=r"block_configs\.5.*replace_with_linear"):
-        _import("llama-3.3-nemotron-super-49b", block_configs=blocks)
+        imported("llama-3.3-nemotron-super-49b", block_configs=blocks)
 
 
 # --- GLM-5.2 and Qwen3.6
@@ -235,13 +230,13 @@ def test_glm_layer_types_of_one_kind_and_an_index_every_fourth_layer():
     has_index = [layer.attention.index_head_dim is not None for layer in model.layers]
     assert has_index[:8] == [True, True, True, False, False, False, True, False]
     with pytest.raises(InputError, match="layer_types"):
-        _import("glm-5.2", layer_types=["full_attention"] * 78)
+        imported("glm-5.2", layer_types=["full_attention"] * 78)
 
 
 def test_qwen_output_gate_type():
-    assert _import("qwen3.6-27b", output_gate_type="swish").layers == catalog.load_model("qwen3.5-27b").layers
+    assert imported("qwen3.6-27b", output_gate_type="swish").layers == catalog.load_model("qwen3.5-27b").layers
     with pytest.raises(InputError, match="output_gate_type"):
-        _import("qwen3.6-27b", output_gate_type="tanh")
+        imported("qwen3.6-27b", output_gate_type="tanh")
 
 
 # --- checkpoints of several formats
@@ -263,7 +258,7 @@ def test_groups_of_modules_with_a_format_each():
         "group_0": {"weights": FP8, "input_activations": FP8, "targets": MIXERS},
         "group_1": {"weights": FP4, "input_activations": FP4, "targets": ["lm_head", *_names("mlp.experts")]},
     }
-    storage = _import(
+    storage = imported(
         "qwen3.6-35b-a3b", quantization_config={"quant_method": "modelopt", "config_groups": groups}
     ).storage
     assert storage.attention.dtype is Dtype.FP8
@@ -277,7 +272,7 @@ def test_a_format_for_each_module_comes_before_groups_and_may_be_weight_only():
     layers |= {name: {"quant_algo": "W4A16_NVFP4", "group_size": 16} for name in _names("mlp.experts")}
     quant = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers,
              "config_groups": {"group_0": {"weights": FP4, "input_activations": FP4, "targets": ["Linear"]}}}  # fmt: skip
-    storage = _import("qwen3.6-35b-a3b", quantization_config=quant).storage
+    storage = imported("qwen3.6-35b-a3b", quantization_config=quant).storage
     assert storage.routed_experts.dtype is Dtype.NVFP4
     assert storage.routed_experts.arithmetic is storage.expert_activation is Dtype.BF16
     assert storage.shared_experts.dtype is Dtype.BF16
@@ -285,7 +280,7 @@ def test_a_format_for_each_module_comes_before_groups_and_may_be_weight_only():
 
 def test_hf_quant_config_beside_the_config_counts():
     """ModelOpt writes it as a file of its own; its one key may be put into the config."""
-    storage = _import(
+    storage = imported(
         "nemotron-3-ultra-550b-a55b", quantization={"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}
     ).storage
     assert storage.attention.dtype is storage.routed_experts.dtype is storage.shared_experts.dtype is Dtype.NVFP4
@@ -296,14 +291,14 @@ def test_nemotron_modules_by_the_names_of_its_checkpoints():
     parts = ("in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj")
     kept = [f"backbone.layers.{i}.mixer.{part}" for i in range(52) for part in parts]
     quant = {"quant_algo": "NVFP4", "exclude_modules": ["lm_head", *kept]}
-    storage = _import("nemotron-3-nano-30b-a3b", quantization=quant).storage
+    storage = imported("nemotron-3-nano-30b-a3b", quantization=quant).storage
     assert storage.attention.dtype is Dtype.BF16
     assert storage.routed_experts.dtype is storage.shared_experts.dtype is Dtype.NVFP4
 
 
 def test_mixers_count_by_their_weights():
     """Most of Nano's mixers by number of modules are its few attention layers' q, k, v and o and seven of Mamba's."""
-    spec = _import("nemotron-3-nano-30b-a3b")
+    spec = imported("nemotron-3-nano-30b-a3b")
     mamba = [i for i, layer in enumerate(spec.layers) if isinstance(layer.attention, LinearAttention)]
     plain = [i for i, layer in enumerate(spec.layers) if isinstance(layer.attention, GqaAttention)]
     kept = [f"backbone.layers.{i}.mixer.{part}" for i in plain for part in ("q_proj", "k_proj", "v_proj", "o_proj")]
@@ -311,7 +306,7 @@ def test_mixers_count_by_their_weights():
     modules = 4 * len(plain) + 2 * len(mamba)
     assert 2 * len(kept) > modules
     quant = {"quant_algo": "NVFP4", "exclude_modules": kept}
-    storage = _import("nemotron-3-nano-30b-a3b", quantization=quant).storage
+    storage = imported("nemotron-3-nano-30b-a3b", quantization=quant).storage
     assert storage.attention.dtype is Dtype.NVFP4
 
 
@@ -328,7 +323,7 @@ def test_m3_mixed_mxfp8_and_nvfp4():
             "group_size": 16,
         }
     quant = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
-    storage = _import("minimax-m3", quantization_config=quant).storage
+    storage = imported("minimax-m3", quantization_config=quant).storage
     assert storage.attention.dtype is storage.shared_experts.dtype is Dtype.FP8_BLOCK
     assert storage.attention.bytes_per_element == 1 + 1 / 32
     assert storage.routed_experts.dtype is Dtype.NVFP4
@@ -337,7 +332,7 @@ def test_m3_mixed_mxfp8_and_nvfp4():
 def test_two_formats_for_all_layers_are_refused():
     groups = {"a": {"weights": FP8, "targets": ["Linear"]}, "b": {"weights": FP4, "targets": ["Linear"]}}
     with pytest.raises(InputError, match="several formats"):
-        _import("qwen3.6-35b-a3b", quantization_config={"quant_method": "compressed-tensors", "config_groups": groups})
+        imported("qwen3.6-35b-a3b", quantization_config={"quant_method": "compressed-tensors", "config_groups": groups})
 
 
 def test_gemma_4_experts_stand_beside_its_dense_block():
@@ -345,6 +340,6 @@ def test_gemma_4_experts_stand_beside_its_dense_block():
     kept = [f"model.language_model.layers.{i}.{part}*" for i in range(30) for part in ("mlp", "router", "self_attn")]
     groups = {"group_0": {"weights": FP4, "input_activations": FP4, "targets": ["Linear"]}}
     quant = {"quant_method": "modelopt", "config_groups": groups, "ignore": ["lm_head", *kept]}
-    storage = _import("gemma-4-26b-a4b", quantization_config=quant).storage
+    storage = imported("gemma-4-26b-a4b", quantization_config=quant).storage
     assert storage.routed_experts.dtype is Dtype.NVFP4
     assert storage.attention.dtype is storage.dense_ffn.dtype is storage.shared_experts.dtype is Dtype.BF16
