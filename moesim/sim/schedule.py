@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,7 @@ Floats = NDArray[np.float64]
 Row = Floats
 
 
-@dataclass(frozen=True, slots=True)
-class Compute:
+class Compute(NamedTuple):
     """Consecutive operators on the compute engine, [R] seconds summed; `parts` names them with their shares, [R] each."""
 
     layer: int
@@ -31,8 +31,7 @@ class Compute:
     parts: tuple[tuple[str, Row], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Meeting:
+class Meeting(NamedTuple):
     """A collective that starts when the last rank arrives and takes the same time for all."""
 
     layer: int
@@ -40,8 +39,7 @@ class Meeting:
     seconds: Row
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(NamedTuple):
     """A dispatch or combine: each rank's ports are busy for `out_s` and `in_s`; the last byte lands `latency_s` later.
 
     `hidden` are compute operators that run beside it; `out_bytes` and `in_bytes` are for the books; `pairs` gives port times by
@@ -91,13 +89,13 @@ def _steps(
 ) -> tuple[list[Step], list[Step], list[Step]]:
     first = [s for s in program.segments if not s.layers and s.name == "embedding"]
     last = [s for s in program.segments if not s.layers and s.name != "embedding"]
-    layered = sorted((index, row, s) for s in program.segments for row, index in enumerate(s.layers)) if whole else []
-    used = [*first, *last, *(s for s in program.segments if whole and s.layers)]
-    tables = {id(s): _Table(s, program, model, options, lends) for s in used}
+    inside = [s for s in program.segments if whole and s.layers]
+    made = {id(s): _Table(s, program, model, options, lends).steps() for s in [*first, *last, *inside]}
+    layered = sorted((index, row, s) for s in inside for row, index in enumerate(s.layers))
     return (
-        [step for s in first for step in tables[id(s)].steps(-1, 0)],
-        [step for index, row, s in layered for step in tables[id(s)].steps(index, row)],
-        [step for s in last for step in tables[id(s)].steps(-1, 0)],
+        [step for s in first for step in made[id(s)][0]],
+        [step for _, row, s in layered for step in made[id(s)][row]],
+        [step for s in last for step in made[id(s)][0]],
     )
 
 
@@ -110,10 +108,10 @@ def _check(options: FlowOptions, program: Program) -> None:
 
 
 class _Table:
-    """Durations of one segment's operators for each of its layers and ranks."""
+    """Durations of one segment's operators for each of its layers and ranks: [L, R], or [1, R] where all layers are alike."""
 
     def __init__(self, segment: Segment, program: Program, model: CostModel, options: FlowOptions, lends: bool) -> None:
-        self.ops = segment.ops
+        self.ops, self.layers = segment.ops, segment.layers or (-1,)
         self.n_ranks = program.n_ranks
         self.shape = (segment.n_repeat, program.n_ranks)
         self.overlap = program.overlap
@@ -128,7 +126,14 @@ class _Table:
             self.pairs = {i: self._pairs(i, op, model) for i, op in enumerate(segment.ops) if op.kind in EXCHANGES}
 
     def _full(self, x: Num) -> Floats:
-        return np.broadcast_to(np.asarray(x, dtype=float), self.shape)
+        known = np.asarray(x, dtype=float)
+        if known.ndim == 0:
+            return np.full((1, self.n_ranks), known)
+        return known if known.shape == self.shape else np.broadcast_to(known, self.shape)
+
+    def _rows(self, x: Floats) -> Sequence[Row]:
+        """One row for each layer."""
+        return [x[0]] * self.shape[0] if len(x) == 1 else list(x)
 
     def _seconds(self, op: Op, model: CostModel) -> Floats:
         seconds = self._full(model.cost(op).time_s)
@@ -156,7 +161,7 @@ class _Table:
                 "needs the bytes of every pair of ranks", field="granularity", value=self.options.granularity.value,
                 hint="lower the pass from drawn counts with pairs=True",
             )  # fmt: skip
-        out_s, in_s = self.ports[i][0], self.ports[i][1]
+        out_s, in_s = (self._rows(x) for x in self.ports[i][:2])
         up, nic = shape.pairs
         n_chunks = self.options.n_chunks if self.options.granularity is Granularity.CHUNK else 1
         network = model.network
@@ -167,35 +172,51 @@ class _Table:
             for row in range(self.shape[0])
         ]
 
-    def steps(self, layer: int, row: int) -> list[Step]:
-        hidden_under = {op.hidden_under for op in self.ops if op.hidden_under} if self.overlap else set()
-        steps: list[Step] = []
-        pending: list[tuple[str, Row]] = []
+    def steps(self) -> list[list[Step]]:
+        """The steps of each layer: column by column, as all layers have the same."""
+        columns: list[Sequence[Step]] = []
+        pending: list[int] = []
         for i, op in enumerate(self.ops):
             if self.overlap and op.hidden_under is not None:
                 continue
-            seconds = self.seconds[i][row]
             if op.lane is Lane.COMPUTE:
-                pending.append((op.name, seconds))
+                pending.append(i)
                 continue
             if pending:
-                steps.append(_compute(layer, pending))
+                columns.append(self._computes(pending))
                 pending = []
-            if op.kind in EXCHANGES:
-                hidden = self._hidden(op.name, row) if op.name in hidden_under else ()
-                out_s, in_s, latency_s, sent, received = (x[row] for x in self.ports[i])
-                steps.append(
-                    Exchange(layer, op.name, out_s, in_s, latency_s, hidden, float(sent.sum()), float(received.sum()),
-                             self.pairs[i][row] if self.pairs else None)
-                )  # fmt: skip
-            else:
-                steps.append(Meeting(layer, op.name, seconds))
+            columns.append(self._exchanges(i) if op.kind in EXCHANGES else self._meetings(i))
         if pending:
-            steps.append(_compute(layer, pending))
-        return steps
+            columns.append(self._computes(pending))
+        return [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in self.layers]
 
-    def _hidden(self, under: str, row: int) -> tuple[tuple[str, Row], ...]:
-        return tuple((op.name, self.seconds[i][row]) for i, op in enumerate(self.ops) if op.hidden_under == under)
+    def _computes(self, which: Sequence[int]) -> list[Step]:
+        total = self.seconds[which[0]]
+        for i in which[1:]:
+            total = total + self.seconds[i]
+        return [Compute(*row) for row in zip(self.layers, self._rows(total), self._named(which), strict=True)]
+
+    def _meetings(self, i: int) -> list[Step]:
+        name = self.ops[i].name
+        return [Meeting(layer, name, row) for layer, row in zip(self.layers, self._rows(self.seconds[i]), strict=True)]
+
+    def _exchanges(self, i: int) -> list[Step]:
+        name, n_layers = self.ops[i].name, self.shape[0]
+        hidden = [j for j, op in enumerate(self.ops) if self.overlap and op.hidden_under == name]
+        beside = self._named(hidden) if hidden else [()] * n_layers
+        times, loads = self.ports[i][:3], [x.sum(axis=1).tolist() for x in self.ports[i][3:]]
+        n_bytes = (sums * (n_layers // len(sums)) for sums in loads)
+        pairs = self.pairs[i] if self.pairs else [None] * n_layers
+        rows = zip(*(self._rows(x) for x in times), beside, *n_bytes, pairs, strict=True)
+        return [Exchange(layer, name, *row) for layer, row in zip(self.layers, rows, strict=True)]
+
+    def _named(self, which: Sequence[int]) -> list[tuple[tuple[str, Row], ...]]:
+        """Names and times of some operators, for each layer."""
+        names = [self.ops[i].name for i in which]
+        if all(len(self.seconds[i]) == 1 for i in which):
+            return [tuple(zip(names, (self.seconds[i][0] for i in which), strict=True))] * self.shape[0]
+        columns = [self._rows(self.seconds[i]) for i in which]
+        return [tuple(zip(names, rows, strict=True)) for rows in zip(*columns, strict=True)]
 
 
 def _factors(slow: Mapping[int, float], n_ranks: int) -> Floats:
@@ -203,12 +224,3 @@ def _factors(slow: Mapping[int, float], n_ranks: int) -> Floats:
     for rank, factor in slow.items():
         factors[rank] = factor
     return factors
-
-
-def _compute(layer: int, parts: list[tuple[str, Row]]) -> Compute:
-    if len(parts) == 1:
-        return Compute(layer, parts[0][1], tuple(parts))
-    total = parts[0][1] + parts[1][1]
-    for _, seconds in parts[2:]:
-        total += seconds
-    return Compute(layer, total, tuple(parts))
