@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from moesim.errors import InputError
 from moesim.report.markdown import FIGURE_FOLDER, render_markdown
+from moesim.report.page import plot_style
 from moesim.report.svg import standalone
-from moesim.report.sweep_page import build_sweep, plot_style, render_sweep
+from moesim.report.sweep_page import build_sweep, render_sweep
 from moesim.study.sweep import SweepResult
 from moesim.study.sweep.store import write_text
 

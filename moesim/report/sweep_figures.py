@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.report.document import FigureBlock
-from moesim.report.sweep_svg import LogScale, Scale, circle, label, line, path, plot, rect, steps
+from moesim.report.plot_svg import LogScale, Scale, circle, label, line, path, plot, rect, steps
 from moesim.report.text import short_name
 from moesim.specs.sweep import Question
 from moesim.study.sweep.axes import Column

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from moesim.report.colours import css_variables
+from moesim.report.cases import Case, Cases, Column, marked_cases
 from moesim.report.document import Bullets, Callout, Document, Paragraph, Section
-from moesim.report.page import whole_words
+from moesim.report.page import TABLE, render_explorer
 from moesim.report.sweep_figures import bars, heat, parallel, pareto
-from moesim.report.text import ORIGIN_WORDS
 from moesim.specs.sweep import Question
 from moesim.study.sweep.findings import best_case, effects, front, swings
 from moesim.study.sweep.law_words import law_notes
@@ -22,11 +18,9 @@ from moesim.study.sweep.results import SweepResult
 from moesim.study.sweep.sentences import conclusions
 from moesim.study.sweep.words import COLUMN_WORDS, column_words, path_words, value_text
 
-__all__ = ["MOST_ROWS", "build_sweep", "plot_style", "render_sweep", "rows_of"]
+__all__ = ["MOST_ROWS", "build_sweep", "render_sweep", "rows_of"]
 
 MOST_ROWS = 5000
-#: The section that the template fills with the table and its filter.
-TABLE = "table"
 _RESULTS = (
     "usd_per_million_output_tokens", "output_tokens_per_s_per_device", "output_tokens_per_s_per_user", "tpot_s", "ttft_s",
     "usd_ratio", "tpot_ratio", "loss", "train_tokens", "n_params", "n_active_params", "n_experts", "top_k", "expert_width",
@@ -149,9 +143,8 @@ def rows_of(result: SweepResult) -> list[int]:
     return sorted(keep)
 
 
-def _data(result: SweepResult, marks: Sequence[int]) -> str:
-    """Cases as JSON: settings and results as numbers in the units shown, with a flag for those that run."""
-    rows = sorted({*rows_of(result), *marks})
+def _cases(result: SweepResult, marks: Sequence[int]) -> Cases:
+    """Cases with settings and results in the units shown; those that marks stand for are among them."""
     doubled = {
         _SAME[p]
         for p in (c.path.split(".", 2)[-1] if c.path.startswith("systems.") else c.path for c in result.settings)
@@ -162,30 +155,22 @@ def _data(result: SweepResult, marks: Sequence[int]) -> str:
         for n in _RESULTS
         if n in result.columns and n not in doubled and np.isfinite(np.asarray(result.columns[n], dtype=float)).any()
     ]
-    columns = [{"key": c.path, "label": path_words(c.path), "setting": True} for c in result.settings]
-    columns += [{"key": n, "label": column_words(n), "setting": False} for n in names]
-    table = []
-    for i in rows:
-        row: list[Any] = [i, 1 if result.columns["outcome"][i] == "ok" else 0]
-        row += [_json(c.of(i)) for c in result.settings]
-        row += [_json(float(result.columns[n][i]) * COLUMN_WORDS.get(n, (n, "", 1.0))[2]) for n in names]
-        outcome, reason = result.columns["outcome"][i], result.columns["reason"][i]
-        row.append("" if outcome == "ok" else f"{outcome}: {reason}" if reason else str(outcome))
-        table.append(row)
+    columns = [Column(c.path, path_words(c.path), True) for c in result.settings]
+    columns += [Column(n, column_words(n), False) for n in names]
     report = result.spec.report
     sort = names.index(report.objective) if report.objective in names else None
-    data = {
-        "columns": columns, "rows": table, "n": result.n_cases, "name": result.name, "descending": report.maximise,
-        "sort": None if sort is None else len(result.settings) + sort,
-    }  # fmt: skip
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return Cases(
+        name=result.name, columns=tuple(columns), rows=tuple(_case(result, i, names) for i in sorted({*rows_of(result), *marks})),
+        n_all=result.n_cases, sort=None if sort is None else len(result.settings) + sort, is_descending=report.maximise,
+        rest="the best, the front and evenly spaced ones of the rest; results.csv beside this page holds all",
+    )  # fmt: skip
 
 
-def _json(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value if isinstance(value, int | str | bool) or value is None else str(value)
+def _case(result: SweepResult, i: int, names: Sequence[str]) -> Case:
+    outcome, reason = result.columns["outcome"][i], result.columns["reason"][i]
+    results: list[Any] = [float(result.columns[n][i]) * COLUMN_WORDS.get(n, (n, "", 1.0))[2] for n in names]
+    why = "" if outcome == "ok" else f"{outcome}: {reason}" if reason else str(outcome)
+    return Case(i, outcome == "ok", (*(c.of(i) for c in result.settings), *results), why)
 
 
 def _text(value: float) -> str:
@@ -194,24 +179,4 @@ def _text(value: float) -> str:
 
 def render_sweep(result: SweepResult, document: Document) -> str:
     """HTML text of the whole report."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("moesim.report"), autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["whole"] = whole_words
-    environment.tests["kind"] = lambda block, name: type(block).__name__ == name
-    marks = sorted({int(i) for f in document.figures() for i in re.findall(r'data-i="(\d+)"', f.svg)})
-    light, dark = css_variables()
-    return environment.get_template("sweep.html.j2").render(
-        document=document, light=light, dark=dark, origins={o.value: words for o, words in ORIGIN_WORDS.items()},
-        data=_data(result, marks), n_rows=len({*rows_of(result), *marks}), n_cases=result.n_cases,
-    )  # fmt: skip
-
-
-def plot_style() -> str:
-    """CSS of the drawings, for figures in files of their own."""
-    from importlib.resources import files
-
-    return files("moesim.report").joinpath("templates", "sweep_plot.css").read_text(encoding="utf-8")
+    return render_explorer(document, _cases(result, marked_cases(document)), "moesim sweep")

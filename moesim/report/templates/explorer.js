@@ -111,7 +111,7 @@
   /* table */
   var head = document.querySelector("#rows thead"), body = document.querySelector("#rows tbody"), more = document.getElementById("more");
   var headings = el("tr");
-  columns.concat([{ label: "why not" }]).forEach(function (c, i) {
+  columns.concat([{ label: data.why }]).forEach(function (c, i) {
     var th = el("th"), button = el("button", c.label, "sort");
     th.scope = "col";
     button.type = "button";
@@ -157,7 +157,7 @@
     return /[",\n]/.test(t) ? '"' + t.replace(/"/g, '""') + '"' : t;
   }
   function csv() {
-    var lines = [["case"].concat(columns.map(function (c) { return c.label; }), ["why not"])];
+    var lines = [["case"].concat(columns.map(function (c) { return c.label; }), [data.why])];
     shown.forEach(function (row) { lines.push([row[0]].concat(row.slice(2))); });
     return lines.map(function (line) { return line.map(quoted).join(","); }).join("\n") + "\n";
   }
