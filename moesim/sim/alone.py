@@ -22,8 +22,7 @@ Floats = NDArray[np.float64]
 def run_alone(steps: Sequence[Step], books: Books) -> None:
     """Take all ranks through the steps, from where the books say they are."""
     ranks = _Ranks(books)
-    for group in groups_of(steps):
-        books.enter(ranks.through(group))
+    books.enter([ranks.through(group) for group in groups_of(steps)])
     books.ends_s = ranks.at_s
     books.balance(steps)
 

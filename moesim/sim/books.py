@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from moesim.errors import ConservationError
 from moesim.sim.schedule import Compute, Exchange, Meeting, Step
@@ -114,65 +114,89 @@ class Books:
         self.bytes_sent = 0.0
         self.n_holds = 0
 
-    def enter(self, visit: Visit) -> None:
-        """Put a group that all ranks have been through into the books."""
-        group, join = visit.group, visit.group.join
-        at = visit.begin_s
-        for i, step in enumerate(group.computes):
+    def enter(self, visits: Sequence[Visit]) -> None:
+        """Put groups that all ranks have been through into the books.
+
+        Raises:
+            ConservationError: an exchange that nobody sent.
+        """
+        computing = [visit for visit in visits if visit.group.computes]
+        seconds = [step.seconds for visit in computing for step in visit.group.computes]
+        self.n_holds += self.n_ranks * len(seconds)
+        self.engine_busy_s += self._sum(seconds)
+        self._waited(Cause.ENGINE_BUSY, [v.arrival_s for v in computing], [v.begin_s for v in computing])
+        self._meetings([(v, v.group.join) for v in visits if isinstance(v.group.join, Meeting)])
+        self._exchanges([(v, v.group.join) for v in visits if isinstance(v.group.join, Exchange)])
+        if self.record:
+            for visit in visits:
+                self._trace(visit)
+
+    def _meetings(self, met: Sequence[tuple[Visit, Meeting]]) -> None:
+        if not met:
+            return
+        self.n_holds += self.n_ranks * len(met)
+        busy = self._sum([join.seconds for _, join in met])
+        self.out_busy_s += busy
+        self.in_busy_s += busy
+        joined = np.array([visit.joined_s for visit, _ in met])
+        self._waited(Cause.BARRIER, joined, np.array([[visit.met_s] for visit, _ in met]))
+        self.comm_s += float((np.array([visit.left_s for visit, _ in met]) - joined).sum())
+
+    def _exchanges(self, sent: Sequence[tuple[Visit, Exchange]]) -> None:
+        rows: list[tuple[Floats, ...]] = []
+        for visit, join in sent:
+            if visit.sent_s is None or visit.own_s is None:
+                raise ConservationError(f"{join.name} of layer {join.layer} was never sent")
+            rows.append((visit.joined_s, visit.sent_s, visit.own_s, visit.left_s, join.out_s, join.in_s))
+        if not sent:
+            return
+        joined, sent_at, own, left, out_s, in_s = (np.array(column) for column in zip(*rows, strict=True))
+        self.n_holds += 2 * self.n_ranks * len(sent)
+        self.out_busy_s += out_s.sum(axis=0)
+        self.in_busy_s += in_s.sum(axis=0)
+        self.engine_busy_s += self._sum([seconds for _, join in sent for _, seconds in join.hidden])
+        self._waited(Cause.LINK_BUSY, joined + out_s, sent_at)
+        self._waited(Cause.DATA, own, left)
+        self.comm_s += float((left - joined).sum())
+
+    def _sum(self, rows: Sequence[Floats]) -> Floats:
+        return np.array(rows).sum(axis=0) if rows else np.zeros(self.n_ranks)
+
+    def _waited(self, cause: Cause, starts_s: ArrayLike, ends_s: ArrayLike) -> None:
+        """Waiting wherever an end is after its start."""
+        self.waits_s[cause] += float(np.maximum(np.subtract(ends_s, starts_s), 0.0).sum())
+
+    def _trace(self, visit: Visit) -> None:
+        """Spans of one group."""
+        at, join = visit.begin_s, visit.group.join
+        for i, step in enumerate(visit.group.computes):
             if i == 0:
-                self.wait("compute", step.layer, visit.arrival_s, at, Cause.ENGINE_BUSY)
-            self.n_holds += self.n_ranks
-            self.engine_busy_s += step.seconds
+                self.span("compute", "wait", step.layer, visit.arrival_s, at, Cause.ENGINE_BUSY)
             self.spans("compute", step.parts, step.layer, at)
             at = at + step.seconds
-        if join is None:
-            return
-        self.comm_s += float((visit.left_s - visit.joined_s).sum())
         if isinstance(join, Meeting):
-            self.n_holds += self.n_ranks
             met = np.full(self.n_ranks, visit.met_s)
-            self.out_busy_s += join.seconds
-            self.in_busy_s += join.seconds
-            self.wait("comm", join.layer, visit.joined_s, met, Cause.BARRIER)
+            self.span("comm", "wait", join.layer, visit.joined_s, met, Cause.BARRIER)
             self.span("comm", join.name, join.layer, met, visit.left_s)
-        else:
-            self._exchange(join, visit)
-
-    def _exchange(self, join: Exchange, visit: Visit) -> None:
-        self.n_holds += 2 * self.n_ranks
-        self.out_busy_s += join.out_s
-        self.in_busy_s += join.in_s
-        for _, seconds in join.hidden:
-            self.engine_busy_s += seconds
-        if visit.hidden_s is not None:
-            self.spans("compute", join.hidden, join.layer, visit.hidden_s)
-        if visit.sent_s is None or visit.own_s is None:
-            raise ConservationError(f"{join.name} of layer {join.layer} was never sent")
-        self.wait("comm", join.layer, visit.joined_s + join.out_s, visit.sent_s, Cause.LINK_BUSY)
-        self.wait("comm", join.layer, visit.own_s, visit.left_s, Cause.DATA)
-        self.span("comm", join.name, join.layer, visit.joined_s, visit.sent_s + join.latency_s)
-
-    def wait(self, lane: str, layer: int, start_s: Floats, end_s: Floats, cause: Cause) -> None:
-        """Waiting of every rank whose end is after its start."""
-        waited = float(np.maximum(end_s - start_s, 0.0).sum())
-        if waited > 0.0:
-            self.waits_s[cause] += waited
-            self.span(lane, "wait", layer, start_s, end_s, cause)
+        elif join is not None and visit.sent_s is not None and visit.own_s is not None:
+            if visit.hidden_s is not None:
+                self.spans("compute", join.hidden, join.layer, visit.hidden_s)
+            self.span("comm", "wait", join.layer, visit.joined_s + join.out_s, visit.sent_s, Cause.LINK_BUSY)
+            self.span("comm", "wait", join.layer, visit.own_s, visit.left_s, Cause.DATA)
+            self.span("comm", join.name, join.layer, visit.joined_s, visit.sent_s + join.latency_s)
 
     def span(
         self, lane: str, name: str, layer: int, start_s: Floats, end_s: Floats, cause: Cause | None = None
     ) -> None:
-        """A span for every rank."""
-        if self.record:
-            for rank, (start, end) in enumerate(zip(start_s.tolist(), end_s.tolist(), strict=True)):
-                self.timeline.add(rank, lane, name, layer, start, end, cause)
+        """A span for every rank whose end is after its start."""
+        for rank, (start, end) in enumerate(zip(start_s.tolist(), end_s.tolist(), strict=True)):
+            self.timeline.add(rank, lane, name, layer, start, end, cause)
 
     def spans(self, lane: str, parts: Sequence[tuple[str, Floats]], layer: int, at_s: Floats) -> None:
         """Operators one after another."""
-        if self.record:
-            for name, seconds in parts:
-                self.span(lane, name, layer, at_s, at_s + seconds)
-                at_s = at_s + seconds
+        for name, seconds in parts:
+            self.span(lane, name, layer, at_s, at_s + seconds)
+            at_s = at_s + seconds
 
     def balance(self, steps: Iterable[Step]) -> None:
         """Bytes out are bytes in.

@@ -31,8 +31,7 @@ def run_twins(batches: Sequence[Sequence[Step]], books: Books) -> None:
     run = _Run([_Batch(groups_of(steps), books.ends_s) for steps in batches], books.n_ranks)
     run.run()
     for batch in run.batches:
-        for visit in batch.visits():
-            books.enter(visit)
+        books.enter(batch.visits())
     books.ends_s = np.maximum(*(batch.chain.joined_s for batch in run.batches))
     for steps in batches:
         books.balance(steps)
