@@ -15,7 +15,6 @@ __all__ = ["FittedParams", "NoFiniteFitError", "TooFewPointsError", "fit_correct
 
 _SOFT_L1_SCALE = 0.1
 _MAX_EVALUATIONS = 80
-_MIN_POINTS_FOR_CORRECTION = 60
 _MORE_POINTS_THAN_PARAMETERS = 5
 
 
@@ -88,18 +87,18 @@ def _relative_sd(jacobian: Array, residual: Array) -> list[float]:
 def fit_correction(
     form: Form, features: Array, log_residual: Array, rng: np.random.Generator, n_centres: int = 200
 ) -> Correction | None:
-    """Kernel ridge regression of log(measured / physical) on standardised features; None for fewer than 60 points.
+    """Kernel ridge regression of log(measured / physical) on standardised features; None for fewer points than the form asks.
 
     Centres are drawn far from each other (k-means++ seeding) and rounded to what the file stores; three rounds of
     reweighting by 1 / sqrt(1 + (e / 0.1)^2) keep outliers from pulling.
     """
     n = len(log_residual)
-    if n < _MIN_POINTS_FOR_CORRECTION:
+    if n < form.correction_points:
         return None
     mean = features.mean(axis=0)
     scale = np.maximum(features.std(axis=0), 1e-3)
     z = (features - mean) / scale
-    centres = _spread_points(z, min(n_centres, n // 3), rng).astype(np.float16).astype(np.float64)
+    centres = _spread_points(z, min(n_centres, n // form.points_per_centre), rng).astype(np.float16).astype(np.float64)
     squared = squared_distances(z, centres)
     kernel = np.exp(squared * (-0.5 / form.length**2))
     penalty = np.exp(squared_distances(centres, centres) * (-0.5 / form.length**2))

@@ -104,7 +104,8 @@ class Form:
     """A kind of operator: its parameters, the physical terms, and the features that a correction looks at.
 
     `shape_columns` are the columns of a measurement table that make its shape; `group_columns` say which rows are one shape
-    to leave out together when the error of a fit is measured.
+    to leave out together when the error of a fit is measured. A correction needs `correction_points` points and has a centre
+    for every `points_per_centre` of them.
     """
 
     kind: str
@@ -116,6 +117,8 @@ class Form:
     group_columns: tuple[str, ...]
     length: float = 3.0
     ridge: float = 3e-4
+    correction_points: int = 60
+    points_per_centre: int = 3
 
     def params_from(self, values: Mapping[str, float]) -> Parameters:
         """Parameters from their names."""
