@@ -23,6 +23,7 @@ __all__ = [
     "WATTS",
     "Dimension",
     "parse",
+    "plural",
     "show",
 ]
 
@@ -106,3 +107,12 @@ def show(value: float, unit: str, digits: int = 3) -> str:
     '1.23 ms'
     """
     return str(Quantity(value, unit).render(prec=digits - 1))
+
+
+def plural(n: float, one: str, many: str | None = None) -> str:
+    """A count with its noun.
+
+    >>> plural(1, "device"), plural(2, "device")
+    ('1 device', '2 devices')
+    """
+    return f"{n:,.0f} {one if n == 1 else many or one + 's'}"

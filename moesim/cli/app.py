@@ -164,7 +164,7 @@ def plan(
     confirm: Annotated[int, typer.Option(min=0, max=20, help="How many of the best to simulate.")] = 3,
     seed: Seed = 0,
     json: Json = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for plan.json, plan.md and tables.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the page, figures, plan.json and tables.")] = None,
 ) -> None:
     """Search splits, batches and hardware that meet goals at the least cost."""
     from moesim.cli.plan import PlanArguments, plan_command

@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
 from moesim.cli.choices import choice, routing_spec
+from moesim.cli.progress import progress_bar
+from moesim.cli.run import check_out
 from moesim.cli.table import print_json, table
 from moesim.errors import InputError
+from moesim.report.plan import write_plan_report
 from moesim.specs.dtypes import Dtype
 from moesim.study.plan import HardwarePlan, PlanPoint, PlanResult, PlanSpec, plan
-from moesim.study.plan.files import write_plan
-from moesim.units import show
+from moesim.units import plural, show
 
 __all__ = ["PlanArguments", "plan_command"]
+
+
+_TPOT = (
+    "TPOT: of instances that prefill too with other requests' prefills between two tokens, in separate pools the decode pass"
+    " alone; TTFT with queueing"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +53,9 @@ class PlanArguments:
 def plan_command(args: PlanArguments) -> None:
     """Search, write, and say what came out."""
     spec = _spec(args)
-    if args.out is not None and args.out.exists() and not args.out.is_dir():
-        raise InputError("is a file, not a folder", field="--out", value=str(args.out))
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<40.40}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    if args.out is not None:
+        check_out(args.out)
+    with progress_bar() as bar:
         task = bar.add_task("starting", total=1.0)
 
         def tell(what: str, done: float) -> None:
@@ -60,13 +63,17 @@ def plan_command(args: PlanArguments) -> None:
 
         result = plan(spec, tell)
     if args.out is not None:
-        write_plan(result, args.out)
+        write_plan_report(result, args.out)
     if args.json:
         print_json(result.model_dump(mode="json"))
         return
     _print(result)
-    if args.out is not None:
-        print(f"written to {args.out}")
+    where = (
+        f"written to {args.out / 'report.html'}"
+        if args.out is not None
+        else "for a page with every deployment: --out DIR"
+    )
+    print(f"\n{where}")
 
 
 def _spec(args: PlanArguments) -> PlanSpec:
@@ -94,7 +101,7 @@ def _seconds(ms: float | None) -> float | None:
 def _print(result: PlanResult) -> None:
     spec = result.spec
     print(
-        f"{spec.model}, {spec.input_tokens} tokens in and {spec.output_tokens} out, on up to {spec.n_devices} devices"
+        f"{spec.model}, {spec.input_tokens} tokens in and {spec.output_tokens} out, on up to {plural(spec.n_devices, 'device')}"
     )
     for sentence in result.sentences:
         print(f"- {sentence}")
@@ -104,10 +111,10 @@ def _print(result: PlanResult) -> None:
 
 def _print_hardware(p: HardwarePlan) -> None:
     print(
-        f"\n{p.hardware}: {p.n_splits} splits fit, {p.n_too_large} do not; {p.n_options} deployments; costs from {p.calibration}"
+        f"\n{p.hardware}: {plural(p.n_splits, 'split fits', 'splits fit')}, {p.n_too_large:,} too large;"
+        f" {plural(p.n_options, 'deployment')}; costs from {p.calibration}"
     )
-    points = [(kind, point) for kind, point in (("best", p.best), ("least", p.least)) if point is not None]
-    points += [("front", point) for point in p.front]
+    points = p.shown
     if points:
         header = (
             "split",
@@ -119,10 +126,11 @@ def _print_hardware(p: HardwarePlan) -> None:
             "tok/s/GPU",
             "tok/s/user",
             "90%",
-            "memory",
+            "GB/rank",
             "bottleneck",
         )
         table(header, [_row(kind, point) for kind, point in points])
+        print(_TPOT)
     for kind, point in (("best", p.best), ("least", p.least)):
         if point is not None:
             _print_flags(kind, point)
@@ -142,9 +150,10 @@ def _print_hardware(p: HardwarePlan) -> None:
 
 def _row(kind: str, point: PlanPoint) -> tuple[str, ...]:
     main = point.main
+    shown = kind if point.meets_goals else f"{kind}, misses"
     interval = "assumed" if point.error_frac is None else f"±{point.error_frac:.0%}"
     return (
-        point.label, kind, str(point.n_devices), str(main.batch), show(point.ttft_s, "s"), show(point.tpot_s, "s"),
+        point.label, shown, str(point.n_devices), str(main.batch), show(point.ttft_s, "s"), show(point.tpot_s, "s"),
         f"{point.output_tokens_per_s_per_device:.0f}", f"{point.output_tokens_per_s_per_user:.1f}", interval,
         f"{main.memory_bytes / 1e9:.0f}", f"{main.bottleneck.group}, {main.bottleneck.bound}",
     )  # fmt: skip

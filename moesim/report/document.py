@@ -14,6 +14,7 @@ __all__ = [
     "Card",
     "Cards",
     "Cell",
+    "Code",
     "Document",
     "FigureBlock",
     "Fold",
@@ -107,14 +108,22 @@ class Cards:
 
 
 @dataclass(frozen=True, slots=True)
+class Code:
+    """Lines to copy into a shell; those that begin with # are comments."""
+
+    title: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Fold:
     """Content that is folded away on the page and printed in full."""
 
     title: str
-    blocks: tuple[Paragraph | Table | FigureBlock | Bullets | Callout | Cards, ...]
+    blocks: tuple[Paragraph | Table | FigureBlock | Bullets | Callout | Cards | Code, ...]
 
 
-Block = Paragraph | Table | FigureBlock | Bullets | Callout | Cards | Fold
+Block = Paragraph | Table | FigureBlock | Bullets | Callout | Cards | Code | Fold
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import re
 
-from moesim.report.document import Block, Bullets, Callout, Cards, Cell, Document, FigureBlock, Fold, Paragraph, Table
+from moesim.report.document import (
+    Block,
+    Bullets,
+    Callout,
+    Cards,
+    Cell,
+    Code,
+    Document,
+    FigureBlock,
+    Fold,
+    Paragraph,
+    Table,
+)
 from moesim.report.text import ORIGIN_WORDS
 
 __all__ = ["FIGURE_FOLDER", "render_markdown"]
@@ -46,6 +58,8 @@ def _block(block: Block) -> list[str]:
                 *(f"> - {_text(item)}" for item in block.items), ""]  # fmt: skip
     if isinstance(block, Cards):
         return [*(f"- **{_text(c.title)}** ({_text(c.kicker)}): {_text(c.text)}" for c in block.items), ""]
+    if isinstance(block, Code):
+        return [f"**{_text(block.title)}**", "", "```sh", *block.lines, "```", ""]
     return _fold(block)
 
 

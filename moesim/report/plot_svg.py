@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["LogScale", "Scale", "circle", "label", "line", "path", "plot", "rect", "steps"]
+from moesim.study.sweep.words import number_text
+
+__all__ = ["LogScale", "Scale", "circle", "frame", "label", "line", "path", "plot", "rect", "span", "square", "steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,13 @@ def circle(x: float, y: float, r: float, case: int, kind: str) -> str:
     return f'<circle class="m {kind}" data-i="{case}" cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"/>'
 
 
+def square(x: float, y: float, r: float, case: int, kind: str) -> str:
+    """A point of another shape that stands for a case, of the area of a circle of radius `r`."""
+    half = 0.886 * r
+    size = f'width="{2 * half:.1f}" height="{2 * half:.1f}"'
+    return f'<rect class="m {kind}" data-i="{case}" x="{x - half:.1f}" y="{y - half:.1f}" {size}/>'
+
+
 def rect(x: float, y: float, width: float, height: float, case: int, kind: str, opacity: float) -> str:
     """A cell that stands for a case."""
     return (
@@ -102,10 +111,31 @@ def label(x: float, y: float, text: str, kind: str = "t", anchor: str = "middle"
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>{html.escape(text)}</text>'
 
 
+def frame(sx: LogScale | Scale, sy: LogScale | Scale, x_words: str, y_words: str) -> list[str]:
+    """Grid, ticks and names of two axes."""
+    parts = []
+    for tick in sx.ticks():
+        parts.append(line(sx.at(tick), sy.stop, sx.at(tick), sy.start, "g"))
+        parts.append(label(sx.at(tick), sy.start + 18, number_text(tick)))
+    for tick in sy.ticks():
+        parts.append(line(sx.start, sy.at(tick), sx.stop, sy.at(tick), "g"))
+        parts.append(label(sx.start - 8, sy.at(tick) + 4, number_text(tick), "t", "end"))
+    parts.append(label((sx.start + sx.stop) / 2, sy.start + 42, x_words, "a"))
+    parts.append(label(16, (sy.start + sy.stop) / 2, y_words, "a", "middle", -90))
+    return parts
+
+
+def span(values: Iterable[float]) -> tuple[float, float]:
+    """The ends of a scale that holds values above 0 with a margin."""
+    known = list(values)
+    low, high = min(known), max(known)
+    return (low * 0.93, high * 1.07) if high > low else (low * 0.8, high * 1.25)
+
+
 def plot(key: str, title: str, alt: str, width: float, height: float, parts: Sequence[str]) -> str:
     """The whole drawing: one stop of the tab key, inside which arrow keys walk from mark to mark."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" id="{key}" viewBox="0 0 {width:g} {height:g}" role="group" '
         f'tabindex="0" aria-roledescription="plot" aria-label="{html.escape(title)}. {html.escape(alt)} '
-        f'Arrow keys walk through its cases.">{"".join(parts)}</svg>'
+        f'Arrow keys walk through its marks.">{"".join(parts)}</svg>'
     )

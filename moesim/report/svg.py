@@ -57,11 +57,11 @@ def to_svg(figure: Figure, key: str, title: str, alt: str, tips: Mapping[str, st
     return _clean(out.getvalue(), key, title, alt, tips or {})
 
 
-def standalone(svg: str) -> str:
-    """The same drawing as a file of its own, with its colours and its own dark variant."""
+def standalone(svg: str, style: str = "") -> str:
+    """The same drawing as a file of its own, with its colours, its own dark variant, and the CSS that its marks need."""
     light, dark = css_variables()
     style = (
-        f"<style>svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}"
+        f"<style>{style}svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}"
         f"svg{{background:var(--paper);font-family:{_FONTS}}}</style>"
     )
     opening, rest = svg.split(">", 1)

@@ -43,8 +43,7 @@ def write_sweep(result: SweepResult, out_dir: Path) -> tuple[str, str, str]:
         staged.replace(out_dir / "results.parquet")
         (out_dir / FIGURE_FOLDER).mkdir(exist_ok=True)
         for figure in document.figures():
-            opening, rest = standalone(figure.svg).split(">", 1)
-            write_text(out_dir / FIGURE_FOLDER / f"{figure.key}.svg", f"{opening}><style>{plot_style()}</style>{rest}")
+            write_text(out_dir / FIGURE_FOLDER / f"{figure.key}.svg", standalone(figure.svg, plot_style()))
         write_text(out_dir / "report.md", render_markdown(document))
         write_text(out_dir / "sweep.json", json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
         write_text(out_dir / "report.html", render_sweep(result, document))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.report.document import FigureBlock
-from moesim.report.plot_svg import LogScale, Scale, circle, label, line, path, plot, rect, steps
+from moesim.report.plot_svg import LogScale, circle, frame, label, line, path, plot, rect, span, steps
 from moesim.report.text import short_name
 from moesim.specs.sweep import Question
 from moesim.study.sweep.axes import Column
@@ -202,9 +202,9 @@ def pareto(result: SweepResult) -> FigureBlock | None:
     best = front(x * signs[0], y * signs[1])
     drawn = _thinned(known, best)
     xs, ys = shown(names[0], x), shown(names[1], y)
-    sx = LogScale(*_span(xs[known]), 70.0, WIDTH - 20)
-    sy = LogScale(*_span(ys[known]), 370.0, 15.0)
-    parts = _frame(sx, sy, column_words(names[0]), column_words(names[1]))
+    sx = LogScale(*span(xs[known]), 70.0, WIDTH - 20)
+    sy = LogScale(*span(ys[known]), 370.0, 15.0)
+    parts = frame(sx, sy, column_words(names[0]), column_words(names[1]))
     parts.append(path([(sx.at(xs[i]), sy.at(ys[i])) for i in _stairs(known, best, xs)], "front"))
     parts += [circle(sx.at(xs[i]), sy.at(ys[i]), 3.0, int(i), "dim") for i in drawn if not best[i]]
     parts += [circle(sx.at(xs[i]), sy.at(ys[i]), 4.5, int(i), "top") for i in drawn if best[i]]
@@ -227,11 +227,6 @@ def _stairs(known: NDArray[np.intp], best: NDArray[np.bool_], x: Floats) -> list
     return sorted((int(i) for i in known if best[i]), key=lambda i: float(x[i]))
 
 
-def _span(values: Floats) -> tuple[float, float]:
-    low, high = float(values.min()), float(values.max())
-    return (low * 0.93, high * 1.07) if high > low else (low * 0.8, high * 1.25)
-
-
 def _thinned(known: NDArray[np.intp], keep: NDArray[np.bool_], most: int = MOST_POINTS) -> list[int]:
     """All that must stay, and evenly spaced ones of the rest."""
     rest = [int(i) for i in known if not keep[i]]
@@ -239,19 +234,6 @@ def _thinned(known: NDArray[np.intp], keep: NDArray[np.bool_], most: int = MOST_
     if len(rest) > room:
         rest = [rest[int(i)] for i in np.linspace(0, len(rest) - 1, room)] if room else []
     return sorted({*rest, *(int(i) for i in known if keep[i])})
-
-
-def _frame(sx: LogScale | Scale, sy: LogScale | Scale, x_words: str, y_words: str) -> list[str]:
-    parts = []
-    for tick in sx.ticks():
-        parts.append(line(sx.at(tick), sy.stop, sx.at(tick), sy.start, "g"))
-        parts.append(label(sx.at(tick), sy.start + 18, number_text(tick)))
-    for tick in sy.ticks():
-        parts.append(line(sx.start, sy.at(tick), sx.stop, sy.at(tick), "g"))
-        parts.append(label(sx.start - 8, sy.at(tick) + 4, number_text(tick), "t", "end"))
-    parts.append(label((sx.start + sx.stop) / 2, sy.start + 42, x_words, "a"))
-    parts.append(label(16, (sy.start + sy.stop) / 2, y_words, "a", "middle", -90))
-    return parts
 
 
 def parallel(result: SweepResult) -> FigureBlock | None:
@@ -269,7 +251,7 @@ def parallel(result: SweepResult) -> FigureBlock | None:
     top[known[order[:20]]] = True
     drawn = _thinned(known, top, MOST_LINES)
     places = [105.0 + i * (WIDTH - 165.0) / len(columns) for i in range(len(columns) + 1)]
-    scale = LogScale(*_span(values[known]), 300.0, 30.0)
+    scale = LogScale(*span(values[known]), 300.0, 30.0)
     rank = {int(i): r / max(1, len(known) - 1) for r, i in enumerate(known[order])}
     parts = []
     for i in sorted(drawn, key=lambda i: -rank[i]):

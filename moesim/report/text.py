@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from moesim.specs.base import Origin
+from moesim.units import plural
 
 __all__ = [
     "BASIS_WORDS",
@@ -132,15 +133,6 @@ def percent(fraction: float | None) -> str:
     if fraction is None:
         return "–"
     return "<1%" if 0 < fraction < 0.005 else f"{fraction:.0%}"
-
-
-def plural(n: float, one: str, many: str | None = None) -> str:
-    """A count with its noun.
-
-    >>> plural(1, "device"), plural(2, "device")
-    ('1 device', '2 devices')
-    """
-    return f"{n:,.0f} {one if n == 1 else many or one + 's'}"
 
 
 def power_of_ten(log10: float) -> str:

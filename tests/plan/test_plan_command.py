@@ -41,6 +41,29 @@ def test_plan_prints_what_it_found(call):
         assert word in out
 
 
+def test_every_deployment_is_listed_once_with_what_its_times_hold(call, tmp_path):
+    code, out, _ = call(*ARGV, "--gpus", "1", "--confirm", "1", "--out", str(tmp_path / "p"))
+    assert code == 0
+    assert out.count("best, front") == 1
+    assert "with other requests' prefills between two tokens" in out
+    assert "on 1 device)" in out
+    assert "1 devices" not in out
+    assert f"written to {tmp_path / 'p' / 'report.html'}" in out
+    assert (tmp_path / "p" / "report.html").stat().st_size > 10_000
+
+
+def test_best_and_front_share_a_row():
+    from moesim.study.plan import PlanSpec, plan
+
+    spec = PlanSpec(model="olmoe-1b-7b", hardware=("hgx_h100",), n_devices=2, input_tokens=256, output_tokens=64,
+                    max_batch=32, n_confirm=0)  # fmt: skip
+    (found,) = plan(spec).plans
+    shown = found.shown
+    assert shown[0][0] == "best, front"
+    assert len({point.design for _, point in shown}) == len(shown)
+    assert {point.design for point in found.front} <= {point.design for _, point in shown}
+
+
 def test_plan_writes_and_prints_json(call, tmp_path):
     code, out, _ = call(*ARGV, "--tpot-ms", "20", "--confirm", "0", "--json", "--out", str(tmp_path / "a" / "b"))
     assert code == 0
@@ -81,4 +104,4 @@ def test_out_must_not_be_a_file(call, tmp_path):
     (tmp_path / "f").write_text("")
     code, _, err = call(*ARGV, "--out", str(tmp_path / "f"))
     assert code == 2
-    assert "not a folder" in err
+    assert "is a file where a directory is meant" in err

@@ -109,11 +109,15 @@
   }
 
   /* table */
+  var numeric = columns.map(function (c, i) {
+    return data.rows.some(function (row) { return typeof row[i + 2] === "number"; });
+  });
   var head = document.querySelector("#rows thead"), body = document.querySelector("#rows tbody"), more = document.getElementById("more");
   var headings = el("tr");
   columns.concat([{ label: data.why }]).forEach(function (c, i) {
     var th = el("th"), button = el("button", c.label, "sort");
     th.scope = "col";
+    if (i < columns.length && numeric[i]) th.className = "n";
     button.type = "button";
     button.addEventListener("click", function () {
       down = order === i + 2 ? !down : false;
@@ -143,7 +147,7 @@
     body.replaceChildren.apply(body, shown.slice(0, visible).map(function (row) {
       var tr = el("tr");
       tr.dataset.i = row[0];
-      columns.forEach(function (c, i) { tr.append(el("td", text(row[i + 2]), typeof row[i + 2] === "number" ? "n" : "")); });
+      columns.forEach(function (c, i) { tr.append(el("td", text(row[i + 2]), numeric[i] ? "n" : "")); });
       tr.append(el("td", row[last], "why"));
       return tr;
     }));

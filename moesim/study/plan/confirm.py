@@ -16,6 +16,7 @@ from moesim.specs.scenario import SystemKind
 from moesim.specs.serving import ServeScenarioSpec
 from moesim.study.plan.ground import Ground
 from moesim.study.plan.results import Confirmation, PlanPoint, PoolPlan
+from moesim.units import plural
 
 __all__ = ["confirm", "ranking_sentence"]
 
@@ -154,7 +155,7 @@ def _load(ground: Ground, point: PlanPoint) -> _Load:
         rate = spec.rate_per_s * (pools[-1] / point.main.n_instances)
         in_flight = max(1, round(rate * (point.ttft_s + spec.output_tokens * point.tpot_s)))
         n = min(MOST_REQUESTS, max(2 * LEAST_REQUESTS, 6 * in_flight))
-        words = f"{rate:.3g} requests/s on {n_devices} devices"
+        words = f"{rate:.3g} requests/s on {plural(n_devices, 'device')}"
         return _Load({"kind": "poisson", "n_requests": n, "rate_per_s": rate}, in_flight, n, words)
     in_flight = point.main.batch * pools[-1]
     if len(pools) > 1:
@@ -162,7 +163,7 @@ def _load(ground: Ground, point: PlanPoint) -> _Load:
         in_flight += max(1, round(point.requests_per_s * pools[-1] / point.main.n_instances * point.ttft_s))
     n = min(MOST_REQUESTS, max(LEAST_REQUESTS, 4 * in_flight))
     arrivals = {"kind": "closed_loop", "n_requests": n, "concurrency": in_flight}
-    return _Load(arrivals, in_flight, n, f"closed loop, {in_flight} in flight on {n_devices} devices")
+    return _Load(arrivals, in_flight, n, f"closed loop, {in_flight} in flight on {plural(n_devices, 'device')}")
 
 
 def _scenario(ground: Ground, point: PlanPoint, load: _Load) -> ServeScenarioSpec:

@@ -12,7 +12,7 @@ from moesim.study.plan.options import NONE
 from moesim.study.plan.results import NearMiss
 from moesim.study.plan.search import Found
 from moesim.study.plan.splits import TooLarge
-from moesim.units import show
+from moesim.units import plural, show
 
 __all__ = ["near_misses"]
 
@@ -57,7 +57,7 @@ def _goal(found: Found, i: int, what: Literal["ttft", "tpot"], value: float, lim
     by = value / limit - 1.0
     n = int(found.options.n_devices[i])
     sentence = (
-        f"{label} on {n} devices: {what.upper()} {show(value, 's')} at batch {d.batch}, its best against the goals, is"
+        f"{label} on {plural(n, 'device')}: {what.upper()} {show(value, 's')} at batch {d.batch}, its best against the goals, is"
         f" {by:.0%} over {show(limit, 's')}"
     )
     return NearMiss(hardware=found.ground.hardware.name, split=label, n_devices=n, missed=what, value=value, limit=limit,
@@ -80,5 +80,5 @@ def _lacking(ground: Ground, split: TooLarge) -> NearMiss:
     return NearMiss(
         hardware=ground.hardware.name, split=parallel.label, n_devices=parallel.n_ranks, missed="memory", value=need,
         limit=capacity, by_frac=need / capacity - 1.0, gap_bytes=report.gap_bytes,
-        sentence=f"{parallel.label} on {parallel.n_ranks} devices: {report.sentence}",
+        sentence=f"{parallel.label} on {plural(parallel.n_ranks, 'device')}: {report.sentence}",
     )  # fmt: skip

@@ -11,6 +11,7 @@ from moesim.study.tabular import Row, Tabular, html_table
 
 __all__ = [
     "Bottleneck",
+    "Candidate",
     "Confirmation",
     "EngineFlags",
     "HardwarePlan",
@@ -109,6 +110,11 @@ class PlanPoint(Frozen):
             return self.pools[0].label
         return ", ".join(f"{pool.role} {pool.label}" for pool in self.pools)
 
+    @property
+    def design(self) -> tuple[object, ...]:
+        """What makes it this deployment, however many equal units of it there are."""
+        return tuple((p.role, p.parallel, p.batch, p.n_instances / self.n_units) for p in self.pools)
+
     def row(self, **first: object) -> Row:
         """One row of a table."""
         main = self.main
@@ -121,6 +127,19 @@ class PlanPoint(Frozen):
             "memory_bytes": main.memory_bytes, "capacity_bytes": main.capacity_bytes, "bottleneck": main.bottleneck.group,
             "bound": main.bottleneck.bound, "limited_by": self.limited_by, "origin": self.origin.value,
         }  # fmt: skip
+
+
+class Candidate(Frozen):
+    """A deployment that was searched, by the closed forms between costed batches; not explained, so without an interval."""
+
+    mode: Literal["in place", "disaggregated"]
+    split: str
+    n_devices: int
+    batch: int
+    ttft_s: float
+    tpot_s: float
+    output_tokens_per_s_per_device: float
+    usd_per_million_output_tokens: float | None
 
 
 class NearMiss(Frozen):
@@ -157,7 +176,10 @@ class Confirmation(Frozen):
 
 
 class HardwarePlan(Frozen):
-    """All that was found on one kind of hardware; `best` and `least` are None where nothing meets the goals."""
+    """All that was found on one kind of hardware; `best` and `least` are None where nothing meets the goals.
+
+    `candidates` are some of the `n_options` deployments that were searched.
+    """
 
     hardware: str
     device: str
@@ -175,6 +197,16 @@ class HardwarePlan(Frozen):
     near_misses: tuple[NearMiss, ...]
     confirmations: tuple[Confirmation, ...] = ()
     ranking: str | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def shown(self) -> list[tuple[str, PlanPoint]]:
+        """Best, least and front, each deployment once with all that it is, such as ``best, front``."""
+        found: dict[object, tuple[list[str], PlanPoint]] = {}
+        named = [(kind, point) for kind, point in (("best", self.best), ("least", self.least)) if point is not None]
+        for kind, point in [*named, *(("front", point) for point in self.front)]:
+            found.setdefault(point.design, ([], point))[0].append(kind)
+        return [(", ".join(dict.fromkeys(kinds)), point) for kinds, point in found.values()]
 
 
 class PlanResult(Frozen, Tabular):

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 
 from moesim._version import __version__
 from moesim.errors import InputError
+from moesim.study.plan.candidates import candidates
 from moesim.study.plan.confirm import confirm, ranking_sentence
 from moesim.study.plan.misses import near_misses
 from moesim.study.plan.results import HardwarePlan, PlanPoint, PlanResult
 from moesim.study.plan.search import best_of, least_of, search, shown_front
 from moesim.study.plan.spec import PlanSpec
+from moesim.units import plural
 
 __all__ = ["plan"]
 
@@ -55,6 +57,7 @@ def _on(spec: PlanSpec, name: str, progress: Progress) -> HardwarePlan:
         n_too_large=len(found.too_large), n_options=len(found.options), n_front=n_front, best=best[0] if best else None,
         least=least[0] if least else None, front=tuple(front), near_misses=tuple(near_misses(found)),
         confirmations=tuple(confirmations), ranking=ranking_sentence(confirmations),
+        candidates=tuple(candidates(found)),
     )  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def _cheapest(spec: PlanSpec, plans: Sequence[HardwarePlan]) -> str | None:
 
 def _sentences(spec: PlanSpec, p: HardwarePlan) -> list[str]:
     if not p.n_splits:
-        return [f"{p.hardware}: no split of {p.n_devices} devices has room for {spec.model}; {_nearest(p)}"]
+        return [f"{p.hardware}: no split of {plural(p.n_devices, 'device')} has room for {spec.model}; {_nearest(p)}"]
     if p.best is None:
         return [f"{p.hardware}: nothing meets the goals; nearest: {_nearest(p)}"]
     b = p.best
@@ -93,10 +96,11 @@ def _sentences(spec: PlanSpec, p: HardwarePlan) -> list[str]:
     if spec.rate_per_s is not None:
         least = p.least
         words.append(
-            f"{p.hardware}: {spec.rate_per_s:g} requests/s need {least.n_devices} devices: {least.label}"
+            f"{p.hardware}: {spec.rate_per_s:g} requests/s need {plural(least.n_devices, 'device')}: {least.label}"
             if least is not None
-            else f"{p.hardware}: {p.n_devices} devices serve at most {b.requests_per_s * (1 - spec.headroom_frac):.2f} of"
-            f" {spec.rate_per_s:g} requests/s with {spec.headroom_frac:.0%} headroom"
+            else f"{p.hardware}: {plural(p.n_devices, 'device')} can serve at most"
+            f" {b.requests_per_s * (1 - spec.headroom_frac):.2f} of {spec.rate_per_s:g} requests/s"
+            f" with {spec.headroom_frac:.0%} headroom"
         )
     return words + ([f"{p.hardware}: {p.ranking}"] if p.ranking else [])
 
