@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from fabric_rows import NODE_SIZE, aiconfigurator_rows, h800_rows
+from fabric_rows import NODE_SIZE, aiconfigurator_rows, h20_rows, h800_rows
 from scipy.optimize import least_squares
 
 from moesim.cost.fabric import ExchangeRates, busy_s, latency_s
@@ -51,8 +51,8 @@ def predict(rows: pd.DataFrame, values: dict[str, float]) -> np.ndarray:
 
 
 def fit(rows: pd.DataFrame, free: Sequence[str], fixed: dict[str, float]) -> dict[str, float]:
-    """Least absolute-like log errors; every (node count, software version) weighs the same per square root of its rows."""
-    weight = 1.0 / np.sqrt(rows.groupby(["n_domains", "version"])["time_s"].transform("size").to_numpy())
+    """Least absolute-like log errors; each (node count, system, version) weighs the same per square root of its rows."""
+    weight = 1.0 / np.sqrt(rows.groupby(["n_domains", "system", "version"])["time_s"].transform("size").to_numpy())
     low, high = np.log([LOW[n] for n in free]), np.log([HIGH[n] for n in free])
     start = np.clip(np.log([START[n] for n in free]), low + 1e-6, high - 1e-6)
     measured = rows["time_s"].to_numpy()
@@ -75,10 +75,12 @@ def summary(mode: str, what: str, e: np.ndarray) -> dict[str, Any]:
 
 
 def left_out(
-    rows: pd.DataFrame, by: str, free: Sequence[str], fixed: dict[str, float], values: Sequence[Any]
-) -> np.ndarray:
-    """Errors on each group when the others were fitted."""
-    parts = [errors(rows[rows[by] == v], fit(rows[rows[by] != v], free, fixed)) for v in values]
+    rows: pd.DataFrame, by: str, free: Sequence[str], fixed: dict[str, float], values: Sequence[Any],
+    beside: pd.DataFrame | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Errors on each group when the others were fitted; rows `beside` them only help to fit, and leave out the same."""
+    seen = rows if beside is None else pd.concat([rows, beside])
+    parts = [errors(rows[rows[by] == v], fit(seen[seen[by] != v], free, fixed)) for v in values]
     return np.concatenate(parts)
 
 
@@ -87,13 +89,24 @@ def sound(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[~((rows["mode"] == "normal") & (rows["n_domains"] == 8))].copy()
 
 
-def fit_nvidia(name: str, rows: pd.DataFrame, cross: dict[str, dict[str, float]] | None) -> tuple[dict, list, float]:
-    """All four fits of one system; `cross` lends what only several nodes can tell where a table has one."""
+def with_shapes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sound rows that say which (hidden size, experts, top-k) they are of."""
+    rows = sound(rows)
+    rows["shape"] = rows["hidden"].astype(str) + "/" + rows["experts"].astype(str) + "/" + rows["top_k"].astype(str)
+    return rows
+
+
+def fit_nvidia(
+    name: str, rows: pd.DataFrame, cross: dict[str, dict[str, float]] | None, beside: pd.DataFrame | None = None
+) -> tuple[dict, list, float]:
+    """All four fits of one system; `cross` lends what only several nodes can tell where a table has one.
+
+    Rows `beside` them, of the same chip and links with more ranks in a domain, are fitted along in normal mode.
+    """
     fits: dict[str, dict[str, float]] = {}
     held: list[dict[str, Any]] = []
     multi = rows["n_domains"].max() > 1
-    rows = sound(rows)
-    rows["shape"] = rows["hidden"].astype(str) + "/" + rows["experts"].astype(str) + "/" + rows["top_k"].astype(str)
+    rows = with_shapes(rows)
     by = {(m, k): g for (m, k), g in rows.groupby(["mode", "kind"])}
     ll = [("low_latency", "dispatch"), ("low_latency", "combine")]
     free = (*LL_FREE, *LL_CROSS) if multi else LL_FREE
@@ -102,11 +115,14 @@ def fit_nvidia(name: str, rows: pd.DataFrame, cross: dict[str, dict[str, float]]
     pools: dict[str, list[np.ndarray]] = {}
     for mode, kind in by:
         r = by[mode, kind]
+        others = r.iloc[:0]
+        if beside is not None and mode == "normal":
+            others = beside[(beside["mode"] == mode) & (beside["kind"] == kind)]
         if mode == "low_latency":
             f, fixed = (*LL_FREE, "crossing_s", "doubling_s") if multi else LL_FREE, {"nic": nic}
         else:
             f, fixed = (*NORMAL_FREE, "crossing_s") if multi else NORMAL_FREE, {**FIXED_NORMAL[kind], "nic": nic}
-        fits[f"{mode}_{kind}"] = fit(r, f, fixed)
+        fits[f"{mode}_{kind}"] = fit(pd.concat([r, others]), f, fixed)
         if not multi and cross:
             fits[f"{mode}_{kind}"].update({n: cross[f"{mode}_{kind}"][n] for n in ("crossing_s", "doubling_s")})
         print(name, mode, kind, summary(mode, "fitted", errors(r, fits[f"{mode}_{kind}"])))
@@ -122,7 +138,7 @@ def fit_nvidia(name: str, rows: pd.DataFrame, cross: dict[str, dict[str, float]]
         shapes = sorted(one["shape"].unique())
         if len(shapes) > 3:
             base = [n for n in f if n not in LL_CROSS]
-            pools.setdefault(f"{mode}|one node", []).append(left_out(one, "shape", base, fixed, shapes))
+            pools.setdefault(f"{mode}|one node", []).append(left_out(one, "shape", base, fixed, shapes, others))
     words = {"node counts": "two and more nodes, each node count left out in turn",
              "one node": "one node, each (hidden size, experts, top-k) left out in turn"}  # fmt: skip
     for key, parts in sorted(pools.items()):
@@ -133,20 +149,20 @@ def fit_nvidia(name: str, rows: pd.DataFrame, cross: dict[str, dict[str, float]]
 
 
 def h800_values(x: Sequence[float], of_h100: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The H800's fits: kernels as on the H100, and five of its own: two bases, NIC, and scale-up ports in normal mode."""
-    base_dispatch, base_combine, nic, up = x
-    values = {name: {**fit, "nic": nic} for name, fit in of_h100.items()}
-    for kind, base in (("dispatch", base_dispatch), ("combine", base_combine)):
+    """The H800's fits: kernels and NIC as on the H100, and two of its own: a constant, and scale-up ports in normal mode."""
+    constant, up = x
+    values = {name: dict(fit) for name, fit in of_h100.items()}
+    for kind in ("dispatch", "combine"):
         low = values[f"low_latency_{kind}"]
         # 160 GB/s is DeepEP's own statement of what the H800's NVLink gives
-        low.update(base_s=base, up_bytes_per_s=1.6e11, crossing_s=0.0, doubling_s=0.0)
+        low.update(base_s=low["base_s"] + constant, up_bytes_per_s=1.6e11)
         values[f"normal_{kind}"].update(up_bytes_per_s=up)
     return values
 
 
 def fit_h800(rows: pd.DataFrame, of_h100: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Four parameters on the rows at hand."""
-    start = np.log([3.2e-5, 3.2e-5, 4.6e10, 1.4e11])
+    """Two parameters on the rows at hand."""
+    start = np.log([1e-5, 1.4e11])
 
     def residual(x: np.ndarray) -> np.ndarray:
         values = h800_values(np.exp(x).tolist(), of_h100)
@@ -204,12 +220,14 @@ def yaml_of(spec: dict[str, Any]) -> str:
 
 
 ALL_FITS = ("low_latency_dispatch", "low_latency_combine", "normal_dispatch", "normal_combine")
+BORROWED = [*ALL_FITS, "nic_bytes_per_s"]
 CROSSING = [f"{name}.{field}" for name in ALL_FITS for field in ("crossing_s", "doubling_s")]
 NOTIFY = [f"normal_{kind}.{field}" for kind in ("dispatch", "combine") for field in ("notify_s", "notify_doubling_s")]
 STRUCTURE = [
     "sharpness",
     *(f"normal_{k}.{f}" for k in ("dispatch", "combine") for f in ("nic_weight", "crossing_fill_ratio")),
 ]
+FORM = "Shape of the form, set beforehand; nic_weight after the copies that a two-hop kernel makes."
 AIC = "DeepEP tables that ship with the PyPI package aiconfigurator-core 0.12.0 (Apache-2.0)"
 #: Medians of the H100's separate notification times at 2 and 4 nodes (20 and 24 compute units).
 NOTIFY_VALUES = {"notify_s": 3.5e-5, "notify_doubling_s": 2.3e-5}
@@ -224,7 +242,7 @@ def with_notify(fits: dict[str, dict[str, float]]) -> dict[str, dict[str, float]
 
 
 def common_sources(own: str, borrowed: bool) -> list[tuple[str, str, list[str]]]:
-    rest = [("assumption", "Shape of the form, set beforehand; nic_weight after the copies of a two-hop kernel.", STRUCTURE),
+    rest = [("assumption", FORM, STRUCTURE),
             ("datasheet", "Peaks as in hardware/links and hardware/devices.", ["up_peak_bytes_per_s", "nic_peak_bytes_per_s"]),
             ("paper", "DeepEP, Buffer.num_sms, the default of normal mode.", ["n_sms"]),
             ("fitted", "Medians of the H100's notification times at 2 and 4 nodes in the same tables.", NOTIFY)]  # fmt: skip
@@ -235,6 +253,8 @@ def common_sources(own: str, borrowed: bool) -> list[tuple[str, str, list[str]]]
     return [("fitted", own, covers), *rest]
 
 
+#: Systems whose tables hold four ranks only, and the one with the same chip, links and eight: normal mode is fitted to both.
+BESIDE = {"gb200": "b200_sxm", "gb300": "b300_sxm"}
 SYSTEMS = {
     "h100_sxm": ("h100_cx7", ["nvlink4"], 450e9, 50e9), "h200_sxm": ("h200_cx7", ["nvlink4"], 450e9, 50e9),
     "b200_sxm": ("b200_cx7", ["nvlink5"], 900e9, 50e9), "b300_sxm": ("b300_cx8", ["nvlink5"], 900e9, 100e9),
@@ -249,10 +269,13 @@ def main(root: Path) -> None:
     for system, (name, links, up_peak, nic_peak) in SYSTEMS.items():
         versions = ("0.5.6.post2", "0.5.12") if system == "h100_sxm" else ("0.5.12",)
         rows = pd.concat([aiconfigurator_rows(root, system, v) for v in versions], ignore_index=True)
-        fits, held, own_nic = fit_nvidia(system, rows, of_h100 or None)
+        beside = with_shapes(aiconfigurator_rows(root, BESIDE[system], "0.5.12")) if system in BESIDE else None
+        fits, held, own_nic = fit_nvidia(system, rows, of_h100 or None, beside)
         if system == "h100_sxm":
             of_h100, nic = fits, own_nic
         own = f"{AIC}, {system}, SGLang {' and '.join(versions)}; nodes of {NODE_SIZE.get(system, 8)} GPUs."
+        if system in BESIDE:
+            own += f" Normal mode also on {BESIDE[system]}, 8 GPUs (the same chip and links), counting as much."
         note = ("Normal mode at 8 nodes was congested in the source and is left out; its NIC rate is that of low-latency mode."
                 if system == "h100_sxm" else "One node was measured; figures across nodes are borrowed.")  # fmt: skip
         spec = {"name": name, "devices": [system], "links": links, "software": "DeepEP under SGLang", "up_peak": up_peak,
@@ -260,6 +283,28 @@ def main(root: Path) -> None:
                 "interval": interval(held), "note": note, "sources": common_sources(own, system != "h100_sxm")}  # fmt: skip
         (FOLDER / f"{name}.yaml").write_text(yaml_of(spec), encoding="utf-8")
     write_h800(of_h100)
+    write_h20(of_h100, nic)
+
+
+def write_h20(of_h100: dict[str, dict[str, float]], nic: float) -> None:
+    """The H100's fits for another board with the same chip, links and kernels, held against figures that others published."""
+    off: dict[str, list[float]] = {"low_latency": [], "normal": []}
+    for row, seconds in h20_rows():
+        values = {**of_h100[f"{row['mode']}_{row['kind']}"], "nic": nic}
+        off[str(row["mode"])].append(abs(float(predict(pd.DataFrame([row]), values)[0]) / seconds - 1))
+    what = {"low_latency": "EP8 to EP64 as published (DeepEP, pull request 173), nothing fitted",
+            "normal": "EP8, 24 units, as published (DeepEP, issue 138), nothing fitted"}  # fmt: skip
+    held = [summary(mode, what[mode], np.array(e)) for mode, e in off.items()]
+    print("H20", held)
+    borrowed = "As fitted on the H100 (h100_cx7): the same kernels, links and NICs, a chip with fewer units."
+    sources = [("assumption", borrowed, BORROWED),
+               ("paper", "DeepEP, pull request 173 and issue 138: measured on H20.", ["held_out", "interval_frac"]),
+               *[s for s in common_sources("", False)[1:] if s[2] != NOTIFY]]  # fmt: skip
+    spec = {"name": "h20_cx7", "devices": ["h20_sxm"], "links": ["nvlink4"], "software": "DeepEP", "up_peak": 450e9,
+            "nic_peak": 50e9, "nic": nic, "n_sms": 20, "fits": with_notify(of_h100), "held": held, "sources": sources,
+            "interval": {"low_latency": held[0]["p90_frac"], "normal": 0.234},
+            "note": "Three rows of normal mode are too few for an interval; it is the H100's."}  # fmt: skip
+    (FOLDER / "h20_cx7.yaml").write_text(yaml_of(spec), encoding="utf-8")
 
 
 def write_h800(of_h100: dict[str, dict[str, float]]) -> None:
@@ -279,19 +324,19 @@ def write_h800(of_h100: dict[str, dict[str, float]]) -> None:
         summary(m, "each EP size left out in turn", g["left_out"].abs().to_numpy()) for m, g in rows.groupby("mode")
     ]
     print(held)
+    note = "Two parameters on 20 rows: a constant more than the H100 in low-latency mode, NVLink in normal mode."
     own = "DeepEP's published H800 table (V1, docs/legacy.md), 128 tokens per rank in low-latency and 4096 in normal mode."
-    kernel = "As fitted on the H100 (h100_cx7): the same kernels on the same GPU."
+    kernel = "As fitted on the H100 (h100_cx7): the same kernels on the same GPU, and the same NIC."
     paths = ["low_latency_dispatch.base_s", "low_latency_combine.base_s", "normal_dispatch.up_bytes_per_s",
-             "normal_combine.up_bytes_per_s", "nic_bytes_per_s", "held_out", "interval_frac"]  # fmt: skip
+             "normal_combine.up_bytes_per_s", "held_out", "interval_frac"]  # fmt: skip
     sources = [s for s in common_sources(own, False)[1:] if s[2] != NOTIFY]
-    zero = [f"low_latency_{k}.{f}" for k in ("dispatch", "combine") for f in ("crossing_s", "doubling_s")]
     sources = [("fitted", own, paths), ("paper", "DeepEP README, NVLink of the H800 gives about 160 GB/s.",
-                [f"low_latency_{k}.up_bytes_per_s" for k in ("dispatch", "combine")]), ("assumption", kernel, list(ALL_FITS)),
-               ("assumption", "Not resolved by six EP sizes.", zero), *sources]  # fmt: skip
+                [f"low_latency_{k}.up_bytes_per_s" for k in ("dispatch", "combine")]), ("assumption", kernel, BORROWED),
+               *sources]  # fmt: skip
     spec = {"name": "h800_cx7", "devices": ["h800_sxm"], "links": ["nvlink4_h800"], "software": "DeepEP V1", "up_peak": 200e9,
             "nic_peak": 50e9, "nic": fits["low_latency_dispatch"]["nic"], "n_sms": 20, "fits": with_notify(fits), "held": held,
             "interval": interval(held), "sources": sources,
-            "note": "Four parameters fitted on 20 rows; kernels' own times are the H100's."}  # fmt: skip
+            "note": note}  # fmt: skip
     (FOLDER / "h800_cx7.yaml").write_text(yaml_of(spec), encoding="utf-8")
 
 

@@ -21,15 +21,15 @@ MESSAGE_BYTES = {"dispatch": lambda d: d * (1 + 4 / 128) + 16, "combine": lambda
 
 def traffic(
     n_ranks: int, domain: int, tokens: float, experts: int, top_k: int, mode: str, kind: str, hidden: int, groups: int = 1,
-    limit: int = 1,
+    limit: int = 1, row_bytes: float | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Bytes per rank under even routing."""
+    """Bytes per rank under even routing; rows are DeepEP's (8 bits and scales out, bf16 back) unless `row_bytes` says."""
     layout = ExpertLayout(n_ranks, n_ranks, 1, domain, False, mode == "normal", n_ranks, groups, limit)
     load = uniform_load(float(tokens * n_ranks), float(experts), float(top_k), layout, float(tokens), balanced=True)
-    m = MESSAGE_BYTES[kind](hidden)
+    m = MESSAGE_BYTES[kind](hidden) if row_bytes is None else row_bytes
     return {
         "up": float(load.up_out_copies) * m, "nic": float(load.nic_out_copies) * m, "m": m, "own": tokens * m,
-        "n_domains": n_ranks // domain, "experts": experts, "tokens": tokens, "n_ranks": n_ranks, "hidden": hidden,
+        "n_domains": max(1, n_ranks // domain), "experts": experts, "tokens": tokens, "n_ranks": n_ranks, "hidden": hidden,
         "top_k": top_k, "mode": mode, "kind": kind,
     }  # fmt: skip
 
@@ -75,6 +75,24 @@ def h800_rows(path: Path = SHARED / "ep_alltoall_published.csv") -> pd.DataFrame
             row["time_s"] = r.latency_us * 1e-6
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+#: DeepEP, pull request 173: H20, low latency with NVLink inside nodes, 128 tokens; EP size: us of dispatch and combine.
+H20_LOW_LATENCY = {8: (37.0, 59.0), 16: (119.0, 199.0), 32: (157.0, 280.0), 64: (176.0, 318.0)}
+#: DeepEP, issue 138: H20, one node, 4096 tokens, 24 units; logical GB/s by direction and bytes of a row (None: 8 bits out).
+H20_NORMAL = (("dispatch", None, 326.56), ("dispatch", 7168 * 2.0 + 16, 344.45), ("combine", None, 332.57))
+
+
+def h20_rows() -> list[tuple[dict[str, Any], float]]:
+    """Rows and seconds that others published for H20."""
+    rows = []
+    for n, times in H20_LOW_LATENCY.items():
+        for kind, us in zip(("dispatch", "combine"), times, strict=True):
+            rows.append(({**traffic(n, 8, 128, 256, 8, "low_latency", kind, 7168), "sms": 1}, us * 1e-6))
+    for kind, row_bytes, bandwidth in H20_NORMAL:
+        row = {**traffic(8, 8, 4096, 256, 8, "normal", kind, 7168, row_bytes=row_bytes), "sms": 24}
+        rows.append((row, logical_bytes(row, 8) / (bandwidth * 1e9)))
+    return rows
 
 
 def logical_bytes(row: dict[str, Any], domain: int) -> float:

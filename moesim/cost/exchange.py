@@ -73,7 +73,7 @@ def exchange_cost(op: Op, network: Network) -> OpCost:
         return OpCost(link_s + times.latency_s, link_s=link_s, latency_s=times.latency_s, origin=network.origin)
     mode: Mode = "low_latency" if shape.is_low_latency else "normal"
     return OpCost(
-        link_s + times.latency_s, link_s=link_s, latency_s=times.latency_s, origin=_origin(shape, network),
+        link_s + times.latency_s, link_s=link_s, latency_s=times.latency_s, origin=_origin(op, shape, network),
         error_frac=float(network.fabric.interval_frac[mode]), is_extrapolated=_is_beyond(shape, network),
     )  # fmt: skip
 
@@ -96,13 +96,14 @@ def lent_ratio(ops: Iterable[Op], network: Network, device: DeviceSpec) -> float
     return units / (units - lent) if units is not None and lent < units else 1.0
 
 
-def _origin(shape: ExchangeShape, network: Network) -> Origin:
-    """Fitted on its own links; where domains are crossed, as weak as what the file says of the NIC."""
+def _origin(op: Op, shape: ExchangeShape, network: Network) -> Origin:
+    """As weak as what the file says of the ports in use: the NIC where domains are crossed, else the scale-up ports."""
     if network.fabric is None or _is_beyond(shape, network):
         return Origin.ASSUMPTION
     if shape.n_ranks > network.domain_size:
         return network.fabric.source_of("nic_bytes_per_s").origin
-    return Origin.FITTED
+    mode = "low_latency" if shape.is_low_latency else "normal"
+    return network.fabric.source_of(f"{mode}_{op.kind.value}.up_bytes_per_s").origin
 
 
 def _is_beyond(shape: ExchangeShape, network: Network) -> bool:

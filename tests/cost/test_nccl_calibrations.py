@@ -30,7 +30,7 @@ def test_left_out_sizes_are_within_the_target(device: str) -> None:
 def test_between_two_sizes_lies_the_time_between_theirs(device: str) -> None:
     calibration = find_calibration(f"{device}/nccl")
     sizes = 2.0 ** np.arange(9, 29)
-    for n in (2, 4) if device.startswith("gb") else (2, 4, 8):
+    for n in (2, 4, 8):
         model = CostModel.of(load_hardware(device, n), calibration)
         for kind in KINDS:
 
