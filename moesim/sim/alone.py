@@ -60,11 +60,11 @@ class _Ranks:
             self.engine_free_s = visit.hidden_s + beside
         if step.pairs is not None:
             sent, received, self.pair_free_s = step.pairs.finish(start, self.pair_free_s)
-            visit.sent_s, visit.own_s = sent, sent + step.latency_s
+            # messages wait for each other in ways of their own: whatever comes after the own ones is waited for
+            visit.sent_s = visit.taken_s = sent
             visit.left_s = np.maximum(received, sent) + step.latency_s
             return
         visit.sent_s = sent = start + step.out_s
         # bytes that come early queue behind those of the exchange before, at ranks that still take these in
-        self.in_free_s = received = np.maximum(self.in_free_s, start.min()) + step.in_s
-        visit.own_s = np.maximum(sent, received) + step.latency_s
+        self.in_free_s = visit.taken_s = received = np.maximum(self.in_free_s, start.min()) + step.in_s
         visit.left_s = np.maximum(received, sent.max()) + step.latency_s

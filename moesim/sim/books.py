@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,8 +44,7 @@ class FlowResult:
         return np.maximum(self.out_busy_s, self.in_busy_s) / max(self.time_s, 1e-30)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """Consecutive computes of a micro-batch and what all ranks meet in after them; None at the end of its steps.
 
     The engine takes them as one job: nothing makes a rank give way to its other micro-batch between two layers.
@@ -88,7 +88,7 @@ class Visit:
     """When the ranks went through a group, [R] each.
 
     They come to the engine at `arrival_s`, where computes start at `begin_s`, and to the join at `joined_s`. A collective begins
-    at `met_s`. A rank's own bytes are out at `sent_s`, its own traffic through and landed at `own_s`; it goes on at `left_s`.
+    at `met_s`. A rank's own bytes are out at `sent_s`, those for it in at `taken_s`; it goes on at `left_s`.
     """
 
     group: Group
@@ -99,7 +99,7 @@ class Visit:
     hidden_s: Floats | None = None
     met_s: float = 0.0
     sent_s: Floats | None = None
-    own_s: Floats | None = None
+    taken_s: Floats | None = None
 
 
 class Books:
@@ -145,18 +145,19 @@ class Books:
     def _exchanges(self, sent: Sequence[tuple[Visit, Exchange]]) -> None:
         rows: list[tuple[Floats, ...]] = []
         for visit, join in sent:
-            if visit.sent_s is None or visit.own_s is None:
+            if visit.sent_s is None or visit.taken_s is None:
                 raise ConservationError(f"{join.name} of layer {join.layer} was never sent")
-            rows.append((visit.joined_s, visit.sent_s, visit.own_s, visit.left_s, join.out_s, join.in_s))
+            traffic = (visit.joined_s, visit.sent_s, visit.taken_s, visit.left_s)
+            rows.append((*traffic, join.out_s, join.in_s, join.latency_s))
         if not sent:
             return
-        joined, sent_at, own, left, out_s, in_s = (np.array(column) for column in zip(*rows, strict=True))
+        joined, sent_at, taken, left, out_s, in_s, latency = (np.array(column) for column in zip(*rows, strict=True))
         self.n_holds += 2 * self.n_ranks * len(sent)
         self.out_busy_s += out_s.sum(axis=0)
         self.in_busy_s += in_s.sum(axis=0)
         self.engine_busy_s += self._sum([seconds for _, join in sent for _, seconds in join.hidden])
         self._waited(Cause.LINK_BUSY, joined + out_s, sent_at)
-        self._waited(Cause.DATA, own, left)
+        self._waited(Cause.DATA, np.maximum(sent_at, taken) + latency, left)
         self.comm_s += float((left - joined).sum())
 
     def _sum(self, rows: Sequence[Floats]) -> Floats:
@@ -178,11 +179,12 @@ class Books:
             met = np.full(self.n_ranks, visit.met_s)
             self.span("comm", "wait", join.layer, visit.joined_s, met, Cause.BARRIER)
             self.span("comm", join.name, join.layer, met, visit.left_s)
-        elif join is not None and visit.sent_s is not None and visit.own_s is not None:
+        elif join is not None and visit.sent_s is not None and visit.taken_s is not None:
             if visit.hidden_s is not None:
                 self.spans("compute", join.hidden, join.layer, visit.hidden_s)
             self.span("comm", "wait", join.layer, visit.joined_s + join.out_s, visit.sent_s, Cause.LINK_BUSY)
-            self.span("comm", "wait", join.layer, visit.own_s, visit.left_s, Cause.DATA)
+            landed = np.maximum(visit.sent_s, visit.taken_s) + join.latency_s
+            self.span("comm", "wait", join.layer, landed, visit.left_s, Cause.DATA)
             self.span("comm", join.name, join.layer, visit.joined_s, visit.sent_s + join.latency_s)
 
     def span(

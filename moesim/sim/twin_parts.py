@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NEVER", "Chain", "InJob", "InPorts", "expect_both"]
+__all__ = ["NEVER", "Chain", "InJob", "InPorts", "Log", "expect_both", "largest", "smallest"]
 
 Floats = NDArray[np.float64]
 
@@ -13,13 +15,38 @@ Floats = NDArray[np.float64]
 NEVER = 1e30
 
 
+class Log(NamedTuple):
+    """When ranks went through a group, [R] each: to the engine, from its queue, to the join, work beside that, sent."""
+
+    arrivals_s: Floats
+    begins_s: Floats
+    joined_s: Floats
+    beside_begins_s: Floats
+    sent_s: Floats
+
+
 class InJob:
     """Bytes of one exchange that all ranks take in: seconds of work left, [R], and when they will be in if no other job comes."""
 
-    __slots__ = ("end_s", "left_s")
+    __slots__ = ("end_s", "last_s", "left_s")
 
     def __init__(self, left_s: Floats) -> None:
         self.left_s = self.end_s = left_s
+        self.last_s = NEVER
+
+    def ends(self, end_s: Floats) -> None:
+        """Set when they will be in."""
+        self.end_s, self.last_s = end_s, largest(end_s)
+
+
+def largest(x: Floats) -> float:
+    """The largest; for short vectors much quicker than their own way."""
+    return float(x[x.argmax()])
+
+
+def smallest(x: Floats) -> float:
+    """The smallest."""
+    return float(x[x.argmin()])
 
 
 class InPorts:
@@ -40,11 +67,13 @@ class InPorts:
             for other in self.jobs:
                 if other is not job:
                     end = end + np.minimum(job.left_s, other.left_s)
-            job.end_s = end if job is new else np.where(job.left_s > 0.0, end, job.end_s)
+            job.ends(end if job is new else np.where(job.left_s > 0.0, end, job.end_s))
         return new
 
     def _advance(self, at_s: float) -> None:
-        if self.jobs:
+        if all(job.last_s <= at_s for job in self.jobs):
+            self.jobs = []
+        else:
             done = self._share(at_s - self._now_s)
             for job in self.jobs:
                 # by ends too: a rest of rounding is no work
@@ -92,7 +121,7 @@ class Chain:
     def enter(self, gate_s: Floats) -> None:
         """Say (again) when ranks come; those that are past the first job stay."""
         if self._work_s is None:
-            self.joined_s = gate_s
+            self.arrivals_s = self.begins_s = self.joined_s = gate_s
             self.at_s = np.where(self.place == 1, gate_s, NEVER)
         elif self.is_open:
             self.at_s = np.where(self.place == 0, gate_s, self.at_s) if self.has_moved else gate_s

@@ -79,14 +79,16 @@ SPREADS = st.sampled_from([0.0, 0.1, 0.5, 1.5])
     st.integers(0, 14),
     st.sampled_from(["cx", "ccxh", "cxm", "cxhm"]),
     SPREADS,
+    st.sampled_from([0, 99]),
 )
-@example(0, 4, 14, "cxhm", 1.5)
-def test_two_micro_batches(seed: int, n: int, n_steps: int, kinds: str, spread: float) -> None:
+@example(0, 4, 14, "cxhm", 1.5, 0)
+@example(0, 4, 14, "cxhm", 1.5, 99)
+def test_two_micro_batches(seed: int, n: int, n_steps: int, kinds: str, spread: float, n_few: int) -> None:
     rng = np.random.default_rng(seed)
     first = _steps(rng, n, n_steps, kinds, spread)
     second = _steps(rng, n, int(rng.integers(0, n_steps + 1)), kinds, spread)
     starts = rng.uniform(0.0, 2.0, n)
-    _compare(lambda b: run_twins([first, second], b), lambda b: run_by_event([first, second], b), starts)
+    _compare(lambda b: run_twins([first, second], b, n_few=n_few), lambda b: run_by_event([first, second], b), starts)
 
 
 @settings(max_examples=100, deadline=None)
