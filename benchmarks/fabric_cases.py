@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from moesim.lowering import Pass
 from moesim.ops import Phase
 from moesim.specs.parallel import Overlap
-from moesim.specs.routing import RouterFamily
+from moesim.specs.routing import PlacementKind, RouterFamily
 
 __all__ = ["CASES", "RATIOS", "Case", "Ratio", "step_of"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A published deployment; `measured` tokens/s per node of 8. `family` None is the DeepSeek-V3 preset's load."""
+    """A published deployment; `measured` tokens/s per node of 8. `family` None is the load of the router `preset`."""
 
     name: str
     cluster: str
@@ -25,24 +25,28 @@ class Case:
     measured: float
     redundant: int = 0
     family: RouterFamily | None = RouterFamily.BALANCED
-    jitter: float | None = None
+    preset: str = "deepseek-v3"
+    dispersion: float | None = None
+    placement: PlacementKind = PlacementKind.EPLB_GLOBAL
     cached: int = 0
-    is_balanced_by_eplb: bool = True
     overlap: Overlap = Overlap.TWO_BATCH
     n_sms: int | None = None
     date: str = "2025-02"
     target: str = ""
 
 
-#: What passes with EPLB are like is published for other deployments only, so two loads stand for a range. Load A: the preset's
-#: own jitter, with the imbalance of TensorRT-LLM's run at EP32 over a long window (1.11): no less than that. Load B: Ant Group
-#: publish a balancedness above 70% at EP16 (decode); 70% there, with 288 slots, takes this jitter: no more than that.
-BOUND = 0.7
+#: Expert counts of the deployment's own requests (ShareGPT's first turns, repeated to the length), and SGLang's balancing in
+#: prefill as its code was in April and May 2025: expert groups are packed on nodes, since 4 nodes divide the 8 groups.
+SHAREGPT = "deepseek-v3-sharegpt"
 
 _PROFILE = Case("", "h800_x40_nodes", 32, Phase.PREFILL, 4, 4096, 62_713, n_sms=24)
-_SGLANG = Case("", "h100_x128_nodes", 32, Phase.PREFILL, 4, 4096, 50_302, 32, None, date="2025-03")
+_SGLANG = Case(
+    "", "h100_x128_nodes", 32, Phase.PREFILL, 4, 4096, 50_302, 32, None, SHAREGPT, placement=PlacementKind.EPLB, date="2025-03"
+)  # fmt: skip
 _EP72 = Case("", "h100_x128_nodes", 72, Phase.DECODE, 256, 2000, 22_282, 32, None, date="2025-03")
-_FLEET = Case("", "h800_x22_nodes", 32, Phase.PREFILL, 8, 1923, 32_200, 32, None, cached=2477, n_sms=24)
+_FLEET = Case(
+    "", "h800_x22_nodes", 32, Phase.PREFILL, 8, 1923, 32_200, 32, None, placement=PlacementKind.EPLB, cached=2477, n_sms=24
+)  # fmt: skip
 _DECODE = Case("", "h800_x22_nodes", 144, Phase.DECODE, 88, 4989, 14_800, 32, None)
 
 CASES = (
@@ -58,20 +62,20 @@ CASES = (
     replace(
         _SGLANG, name="  the same, 24 units to exchanges", measured=59_337, family=RouterFamily.UNIFORM, n_sms=24
     ),
-    replace(_SGLANG, name="SGLang prefill EP32, EPLB, load A", target="15%"),
-    replace(_SGLANG, name="SGLang prefill EP32, EPLB, load B", jitter=BOUND, target="15%"),
-    replace(_SGLANG, name="SGLang prefill EP32, prompts of 2,048, load A", batch_per_rank=8, tokens=2048, measured=54_543),
-    replace(_SGLANG, name="  the same, load B", batch_per_rank=8, tokens=2048, measured=54_543, jitter=BOUND),
-    replace(_SGLANG, name="SGLang prefill EP32, prompts of 1,024, load A", batch_per_rank=16, tokens=1024, measured=57_674),
-    replace(_SGLANG, name="  the same, load B", batch_per_rank=16, tokens=1024, measured=57_674, jitter=BOUND),
-    replace(_EP72, name="SGLang decode EP72, EPLB, load A"),
-    replace(_EP72, name="  the same, load B", jitter=BOUND),
+    replace(_SGLANG, name="SGLang prefill EP32, EPLB", target="15%"),
+    replace(_SGLANG, name="  the same, prompts alike", dispersion=0.0),
+    replace(_SGLANG, name="  the same, EPLB regardless of groups", placement=PlacementKind.EPLB_GLOBAL),
+    replace(_SGLANG, name="  the same, TensorRT-LLM's load", preset="deepseek-v3"),
+    replace(_SGLANG, name="SGLang prefill EP32, EPLB, prompts of 2,048", batch_per_rank=8, tokens=2048, measured=54_543),
+    replace(_SGLANG, name="SGLang prefill EP32, EPLB, prompts of 1,024", batch_per_rank=16, tokens=1024, measured=57_674),
+    replace(_EP72, name="SGLang decode EP72, EPLB, TensorRT-LLM's load"),
+    replace(_EP72, name="  the same, counts of its prefill", preset=SHAREGPT),
     # 20 to 22 tokens/s per user and 1,850 tokens/s per GPU: 88 requests per GPU; mean context as published
     replace(_DECODE, name="DeepSeek production, decode EP144"),
     replace(_DECODE, name="  the same, even load", family=RouterFamily.BALANCED),
     # 56.3% of input tokens came from the cache; a prompt of 4,400 tokens is an assumption
     replace(_FLEET, name="DeepSeek production, prefill EP32"),
-    replace(_FLEET, name="  the same, load B", jitter=BOUND),
+    replace(_FLEET, name="  the same, load of SGLang's prefill", preset=SHAREGPT),
     replace(_FLEET, name="  the same, even load", family=RouterFamily.BALANCED),
     replace(
         _FLEET, name="  the same, even load, nothing cached", batch_per_rank=4, tokens=4400, cached=0,
@@ -90,24 +94,28 @@ class Ratio:
     measured: str
 
 
+_OFF = PlacementKind.TRIVIAL
 _ON = replace(_SGLANG, batch_per_rank=8, tokens=2048)
 _PERFECT = replace(_SGLANG, family=RouterFamily.UNIFORM)
 _AT_8K = replace(_ON, batch_per_rank=4)
 _EP72_32 = replace(_EP72, batch_per_rank=32)
 
 RATIOS = (
-    Ratio("SGLang: perfect EPLB over EPLB, load A, prefill EP32", _PERFECT, _SGLANG, "1.18 (penalty 15.2%)"),
-    Ratio("SGLang: perfect EPLB over EPLB, load B", _PERFECT, replace(_SGLANG, jitter=BOUND), "1.18 (penalty 15.2%)"),
-    Ratio("SGLang: EPLB on over off, prefill EP32, load A", _ON, replace(_ON, is_balanced_by_eplb=False), "1.49"),
+    Ratio("SGLang: perfect EPLB over EPLB, prefill EP32", _PERFECT, _SGLANG, "1.18 (penalty 15.2%)"),
+    Ratio("  the same, prompts alike", _PERFECT, replace(_SGLANG, dispersion=0.0), "1.18 (penalty 15.2%)"),
     Ratio(
-        "SGLang: EPLB on over off, prefill EP32, load B", replace(_ON, jitter=BOUND),
-        replace(_ON, jitter=BOUND, is_balanced_by_eplb=False), "1.49",
+        "  the same, EPLB regardless of groups", _PERFECT, replace(_SGLANG, placement=PlacementKind.EPLB_GLOBAL),
+        "1.18 (penalty 15.2%)",
     ),
-    Ratio("SGLang: EPLB on over off, decode EP72", _EP72, replace(_EP72, is_balanced_by_eplb=False), "2.54"),
+    Ratio("  the same, TensorRT-LLM's load", _PERFECT, replace(_SGLANG, preset="deepseek-v3"), "1.18 (penalty 15.2%)"),
+    Ratio("SGLang: EPLB on over off, prefill EP32, prompts of 2,048", _ON, replace(_ON, placement=_OFF), "1.49"),
+    Ratio("SGLang: EPLB on over off, decode EP72, TensorRT-LLM's load", _EP72, replace(_EP72, placement=_OFF), "2.54"),
     Ratio(
-        "SGLang: two micro-batches, prefill, 8k tokens, load A", _AT_8K, replace(_AT_8K, overlap=Overlap.NONE), "1.27 to 1.35"
+        "  the same, counts of its prefill", replace(_EP72, preset=SHAREGPT),
+        replace(_EP72, preset=SHAREGPT, placement=_OFF), "2.54",
     ),
-    Ratio("SGLang: 16k in two over 8k in one, load A", _ON, replace(_AT_8K, overlap=Overlap.NONE), "1.405"),
+    Ratio("SGLang: two micro-batches, prefill, 8k tokens", _AT_8K, replace(_AT_8K, overlap=Overlap.NONE), "1.27 to 1.35"),
+    Ratio("SGLang: 16k in two over 8k in one", _ON, replace(_AT_8K, overlap=Overlap.NONE), "1.405"),
     Ratio("SGLang: two micro-batches, decode EP72, 256 per GPU", _EP72, replace(_EP72, overlap=Overlap.NONE), "1.255"),
     Ratio("SGLang: the same, 32 per GPU", _EP72_32, replace(_EP72_32, overlap=Overlap.NONE), "0.73"),
 )  # fmt: skip

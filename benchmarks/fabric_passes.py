@@ -16,7 +16,6 @@ from moesim.analytic import estimate
 from moesim.cost import CostModel
 from moesim.lowering import Pass
 from moesim.lowering.traffic import tokens_per_assignment
-from moesim.routing.placement import trivial
 from moesim.sim import simulate
 from moesim.specs.catalog import load_hardware, load_model
 from moesim.specs.parallel import Overlap, ParallelSpec
@@ -32,8 +31,8 @@ def build(case: Case, which: str) -> Instance:
     hardware = load_hardware(case.cluster, case.n_ranks)
     split = ParallelSpec(dp_size=case.n_ranks, ep_size=case.n_ranks, redundant_experts=case.redundant)
     named = case.family is not None
-    family = {"family": case.family} if named else {"family": RouterFamily.PRESET, "preset": "deepseek-v3"}
-    placement = PlacementSpec(kind=PlacementKind.EPLB_GLOBAL if case.redundant else PlacementKind.CONTIGUOUS)
+    family = {"family": case.family} if named else {"family": RouterFamily.PRESET, "preset": case.preset}
+    placement = PlacementSpec(kind=case.placement if case.redundant else PlacementKind.CONTIGUOUS)
     cost = CostModel.of(hardware, kernels(which, case.date))
     if case.n_sms is not None:
         cost = replace(cost, network=lending(cost.network, case.n_sms))
@@ -41,22 +40,10 @@ def build(case: Case, which: str) -> Instance:
         load_model("deepseek-v3"), split, hardware, RoutingSpec(**family, placement=placement),
         cost=cost, overlap=case.overlap, rng=np.random.default_rng(0),
     )  # fmt: skip
-    return with_load(instance, case)
-
-
-def with_load(instance: Instance, case: Case) -> Instance:
-    """Passes whose experts' popularity differs by the case's own jitter; slots filled in order where nothing balances them."""
-    routed = instance.routed
-    if routed is None:
+    if case.dispersion is None or instance.routed is None:
         return instance
-    if case.jitter is not None:
-        routers = {key: replace(router, pass_jitter=case.jitter) for key, router in routed.routers.items()}
-        routed = replace(routed, routers=routers)
-    if not case.is_balanced_by_eplb:
-        n = case.n_ranks
-        placements = {key: trivial(key[0], n, key[0] + case.redundant) for key in routed.placements}
-        routed = replace(routed, placements=placements)
-    return replace(instance, routed=routed)
+    routers = {key: replace(r, prompt_dispersion=case.dispersion) for key, r in instance.routed.routers.items()}
+    return replace(instance, routed=replace(instance.routed, routers=routers))
 
 
 def imbalance(instance: Instance, step: Pass) -> float:

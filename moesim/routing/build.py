@@ -109,6 +109,7 @@ def _from_preset(
         repeat_joint_frac=joint,
         layer_coupling=coupling,
         pass_jitter=preset.pass_jitter or 0.0,
+        prompt_dispersion=preset.prompt_dispersion or 0.0,
         origin=Origin.FITTED if same else Origin.ASSUMPTION,
         source=f"router preset {preset.name} ({how})",
     )

@@ -52,8 +52,10 @@ class RouterPreset(Sourced):
     """A fitted router. Depth runs from 0 (first MoE layer) to 1 (last); curves between depths are interpolated in logs.
 
     `knot_ranks` are ranks among `n_experts` experts. `lognormal_sigma` replaces the curves where only summary figures
-    of the load are published: selection weights are then sorted log-normal. `domain_correlation` has, per depth, the
-    lower triangle of the correlation of experts' loads between domains.
+    of the load are published: selection weights are then sorted log-normal. With `block_weights`, per depth what equal blocks
+    of consecutive experts weigh against their mean, that is the spread inside each block, and nothing is interpolated.
+    `domain_correlation` has, per depth, the lower triangle of the correlation of experts' loads between domains.
+    `prompt_dispersion`: see `RouterModel`.
     """
 
     name: str
@@ -66,10 +68,12 @@ class RouterPreset(Sourced):
     domains: tuple[DomainLoad, ...] = ()
     domain_correlation: tuple[Row, ...] = ()
     lognormal_sigma: tuple[float, ...] = ()
+    block_weights: tuple[Row, ...] = ()
     repeat_depths: tuple[Fraction, ...] = ()
     repeats: tuple[Repeats, ...] = ()
     couplings: tuple[Coupling, ...] = ()
     pass_jitter: float | None = Field(default=None, ge=0)
+    prompt_dispersion: float | None = Field(default=None, ge=0)
     note: str | None = None
 
     @model_validator(mode="after")
@@ -79,6 +83,10 @@ class RouterPreset(Sourced):
             raise ValueError("give either domains with load curves or lognormal_sigma")
         if self.lognormal_sigma and len(self.lognormal_sigma) != n_depths:
             raise ValueError(f"lognormal_sigma: needs {n_depths} values, one per depth")
+        if self.block_weights and not (self.lognormal_sigma and len(self.block_weights) == n_depths):
+            raise ValueError(f"block_weights: needs lognormal_sigma beside it, and {n_depths} rows, one per depth")
+        if len({len(row) for row in self.block_weights}) > 1 or any(w <= 0 for row in self.block_weights for w in row):
+            raise ValueError("block_weights: every row needs as many weights, all above 0")
         for domain in self.domains:
             if len(domain.load_over_mean) != n_depths or any(
                 len(r) != len(self.knot_ranks) for r in domain.load_over_mean
@@ -113,6 +121,8 @@ class RouterPreset(Sourced):
     def weights(self, n_layers: int, n_experts: int, top_k: int, rng: np.random.Generator) -> Floats:
         """Selection weights for a model of any size: [n_domains, L, E], heat given to random experts in each layer."""
         at = layer_depths(n_layers)
+        if self.block_weights:
+            return self._in_blocks(at, n_experts, rng)
         if self.lognormal_sigma:
             sigma = np.interp(at, self.depths, self.lognormal_sigma)
             sorted_rows = np.exp(sigma[:, None] * (normal_scores(n_experts) - normal_scores(n_experts)[0]))[None]
@@ -121,6 +131,26 @@ class RouterPreset(Sourced):
         order = self._order(at, n_experts, rng)
         weights = np.empty_like(sorted_rows)
         np.put_along_axis(weights, order, sorted_rows, axis=2)
+        result: Floats = weights / weights.sum(axis=2, keepdims=True)
+        return result
+
+    def _in_blocks(self, at: Floats, n_experts: int, rng: np.random.Generator) -> Floats:
+        """Log-normal weights in random order inside each block, which together weigh what the block does: [1, L, E].
+
+        Each layer is as uneven as the nearest one that was measured: means of two layers would be more even than either.
+
+        Raises:
+            InputError: experts that the blocks do not divide.
+        """
+        n_blocks = len(self.block_weights[0])
+        if n_experts % n_blocks:
+            raise InputError(f"preset {self.name!r} has {n_blocks} blocks of experts", field="routing.preset",
+                             value=f"{n_experts} experts", allowed=f"a multiple of {n_blocks}")  # fmt: skip
+        near = np.abs(at[:, None] - np.array(self.depths)).argmin(axis=1)
+        sigma, block = np.array(self.lognormal_sigma)[near], np.array(self.block_weights)[near]
+        scores = np.broadcast_to(normal_scores(n_experts // n_blocks), (len(at), n_blocks, n_experts // n_blocks))
+        inside = np.exp(sigma[:, None, None] * rng.permuted(scores, axis=2))
+        weights = (inside * (block / inside.sum(axis=2))[:, :, None]).reshape(1, len(at), n_experts)
         result: Floats = weights / weights.sum(axis=2, keepdims=True)
         return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class RouterModel:
         layer_coupling: [L, K], probability that a choice is made with the randomness of the layer above.
         pass_jitter: sigma of the log-normal factor by which each expert's weight differs from pass to pass (one call of a
             sampling method is one pass): tokens of one batch resemble each other more than tokens of different batches.
+        prompt_dispersion: D, variance over squared mean of an expert's load from prompt to prompt, beside the chance of single
+            tokens. `of_pass` turns it into jitter.
         is_balanced: round robin without randomness instead of all this.
     """
 
@@ -53,6 +55,7 @@ class RouterModel:
     repeat_joint_frac: Floats = field(default_factory=lambda: np.zeros(1))
     layer_coupling: Floats = field(default_factory=lambda: np.zeros((1, 1)))
     pass_jitter: float = 0.0
+    prompt_dispersion: float = 0.0
     is_balanced: bool = False
     origin: Origin = Origin.ASSUMPTION
     source: str = "synthetic router (assumption)"
@@ -79,6 +82,20 @@ class RouterModel:
     def is_limited(self) -> bool:
         """Whether a token may use only some of the groups."""
         return self.topk_group < self.n_group
+
+    def of_pass(self, n_prompts: float, tokens_per_prompt: float) -> RouterModel:
+        """The router of a pass over P prompts of t tokens: sigma^2 = pass_jitter^2 + ln(1 + D (1 - 1/t) / P).
+
+        The mean of P prompts varies by D / P; single tokens (t = 1, decode) are independent whatever their prompts are like.
+
+        Assumes: prompts independent and of equal length; their experts' loads vary independently of each other.
+        """
+        spread = self.prompt_dispersion * (1.0 - 1.0 / max(tokens_per_prompt, 1.0)) / max(n_prompts, 1.0)
+        if spread == 0.0 or self.is_balanced:
+            return self
+        of_it = replace(self, pass_jitter=float(np.sqrt(self.pass_jitter**2 + np.log1p(spread))))
+        object.__setattr__(of_it, "_kept", self._kept)  # inclusion does not depend on jitter
+        return of_it
 
     def inclusion_probability(self) -> Floats:
         """P(expert e is among a token's K), [L, E]; each row sums to K.

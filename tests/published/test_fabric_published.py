@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -46,28 +44,24 @@ def test_prefill_of_sglang_under_random_experts() -> None:
     assert _rate_per_node("h100_x128_nodes", 32, step) == pytest.approx(59_337, rel=0.15)
 
 
-def test_the_price_of_imbalance_lies_between_two_published_loads() -> None:
-    # LMSYS, 5 May 2025: 15.2% below "perfect EPLB". Load A: the preset (TensorRT-LLM, long window, imbalance 1.11); load B: the
-    # jitter that makes Ant Group's 70% balancedness at EP16. See docs/fabric.md; neither was chosen to meet the figure.
+def _prefill_time(family: RouterFamily | None, kind: str, overlap: Overlap = Overlap.TWO_BATCH) -> float:
     step, n = Pass(Phase.PREFILL, 128.0, 4096.0, 0.0), 32
-    times = {}
-    for name, family, jitter in (("even", RouterFamily.UNIFORM, None), ("A", None, None), ("B", None, 0.7)):
-        load = {"family": family} if family else {"family": RouterFamily.PRESET, "preset": "deepseek-v3"}
-        split = ParallelSpec(dp_size=n, ep_size=n, redundant_experts=32)
-        instance = build_instance(
-            load_model("deepseek-v3"), split, load_hardware("h100_x128_nodes", n),
-            RoutingSpec(**load, placement=PlacementSpec(kind="eplb_global")), overlap=Overlap.TWO_BATCH,
-            rng=np.random.default_rng(0),
-        )  # fmt: skip
-        assert instance.routed is not None
-        if jitter is not None:
-            routers = {key: replace(r, pass_jitter=jitter) for key, r in instance.routed.routers.items()}
-            instance = replace(instance, routed=replace(instance.routed, routers=routers))
-        program = instance.program(step, instance.draw(step, np.random.default_rng(1)))
-        times[name] = simulate(program, instance.cost, record=False).time_s
-    low, high = 1 - times["even"] / times["A"], 1 - times["even"] / times["B"]
-    assert low < 0.152 < high
-    assert high == pytest.approx(0.152, abs=0.06)
+    load = {"family": family} if family else {"family": RouterFamily.PRESET, "preset": "deepseek-v3-sharegpt"}
+    instance = build_instance(
+        load_model("deepseek-v3"), ParallelSpec(dp_size=n, ep_size=n, redundant_experts=32),
+        load_hardware("h100_x128_nodes", n), RoutingSpec(**load, placement=PlacementSpec(kind=kind)), overlap=overlap,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    program = instance.program(step, instance.draw(step, np.random.default_rng(1)))
+    return simulate(program, instance.cost, record=False).time_s
+
+
+def test_the_price_of_imbalance_is_that_of_groups_kept_on_nodes() -> None:
+    # LMSYS, 5 May 2025: EPLB 15.2% below "perfect EPLB". Their expert counts, and the balancing that their code had then, say
+    # that; balancing regardless of groups would have cost next to nothing. Nothing was fitted to the figure (docs/fabric.md).
+    even = _prefill_time(RouterFamily.UNIFORM, "eplb_global")
+    assert 1 - even / _prefill_time(None, "eplb") == pytest.approx(0.152, abs=0.04)
+    assert 1 - even / _prefill_time(None, "eplb_global") < 0.03
 
 
 # aiconfigurator-core 0.12.0, wideep_context_moe, H100, SGLang 0.5.10, uniform: ms of a rank's experts, 524,288 rows in the call
