@@ -10,14 +10,14 @@ import gc
 import os
 import sys
 
+from moesim.cli.exits import FAULT, INTERRUPTED, UNWRITTEN, USAGE
 from moesim.errors import MoesimError
 
 __all__ = ["main"]
 
 
-INTERRUPTED = 130
-#: Exit code of a fault of moesim itself (EX_SOFTWARE), and the variable that shows its traceback.
-FAULT, SHOW_TRACEBACK = 70, "MOESIM_TRACEBACK"
+#: The variable that shows the traceback of a fault.
+SHOW_TRACEBACK = "MOESIM_TRACEBACK"
 
 
 def main() -> None:
@@ -40,13 +40,13 @@ def main() -> None:
         code = 0
     except OSError as error:
         _drop_output()
-        _fail(f"{error.filename or 'output'}: {error.strerror or error}", 1)
+        _fail(f"{error.filename or 'output'}: {error.strerror or error}", UNWRITTEN)
     except Exception as error:
         # Typer's errors come from whichever click it was built with, so they are known by name and by what they can do.
         if type(error).__name__ == "Abort":
             code = INTERRUPTED
         elif hasattr(error, "format_message"):
-            _fail(_usage(error, error.format_message()), 2)
+            _fail(_usage(error, error.format_message()), USAGE)
         elif os.environ.get(SHOW_TRACEBACK):
             raise
         else:

@@ -9,12 +9,14 @@ import typer
 
 from moesim._version import __version__
 from moesim.cli.calibrate_app import calibrate_app
+from moesim.cli.exits import EXIT_CODES
 from moesim.cli.validate import validate_app
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="moesim", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    epilog=EXIT_CODES,
     help="Where tokens of a Mixture-of-Experts model really go, and what that costs on real hardware.",
 )  # fmt: skip
 
@@ -41,7 +43,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def run(
     scenario: Annotated[str, typer.Argument(help="A shipped scenario's name (see `moesim list`) or a YAML file.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; reports/<scenario> by default.")] = None,
@@ -54,7 +56,7 @@ def run(
     run_command(scenario, out, engine, seed)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def serve(
     scenario: Annotated[str, typer.Argument(help="A shipped serve scenario's name or a YAML file.")],
     requests: Annotated[
@@ -69,7 +71,7 @@ def serve(
     serve_command(scenario, requests, out, seed)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def sweep(
     sweep: Annotated[str, typer.Argument(help="A shipped sweep's name or a YAML file.")],
     out: Annotated[Path | None, typer.Option(help="Where to keep answers; reports/sweep-<name> by default.")] = None,
@@ -85,7 +87,7 @@ def sweep(
     sweep_command(sweep, out, jobs, engine, scheduler)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def report(directory: Annotated[Path, typer.Argument(help="A folder that `moesim run` wrote.")]) -> None:
     """Render a run's report again, without simulating."""
     from moesim.cli.run import report_command
@@ -93,7 +95,7 @@ def report(directory: Annotated[Path, typer.Argument(help="A folder that `moesim
     report_command(directory)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def estimate(
     hardware: Annotated[str, typer.Option(help="Cluster or device, by name or file.")],
     model: Annotated[str, typer.Option(help="Model by name, Hugging Face id, card, or config.json.")],
@@ -143,7 +145,7 @@ def estimate(
     )  # fmt: skip
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def plan(
     model: Annotated[str, typer.Option(help="Model by name, Hugging Face id, card, or config.json.")],
     hardware: Annotated[list[str], typer.Option(help="Cluster or device; several by repeating it or with commas.")],
@@ -175,9 +177,9 @@ def plan(
     )  # fmt: skip
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def explain(
-    row: Annotated[str, typer.Argument(help="A run's name in the table, its line number, or TABLE.csv:NAME.")],
+    row: Annotated[str, typer.Argument(help="A run's name, its number (1 is below the header), or TABLE.csv:ROW.")],
     table: Annotated[Path | None, typer.Option(help="CSV of serving runs (docs/validation.md).")] = None,
     json: Json = False,
 ) -> None:
@@ -187,7 +189,7 @@ def explain(
     explain_command(row, table, json)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def model(
     name: Annotated[str, typer.Argument(help="Name, Hugging Face id, card, config.json or its folder.")],
     json: Json = False,
@@ -198,7 +200,7 @@ def model(
     model_command(name, json)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def hardware(
     name: Annotated[str, typer.Argument(help="Device or cluster, by name or file.")], json: Json = False
 ) -> None:
@@ -208,7 +210,7 @@ def hardware(
     hardware_command(name, json)
 
 
-@app.command("list")
+@app.command("list", epilog=EXIT_CODES)
 def list_(
     kind: Annotated[
         str,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from moesim.cli.exits import EXIT_CODES
+
 __all__ = ["calibrate_app"]
 
 
@@ -18,7 +20,7 @@ def _one_thread_for_linear_algebra() -> None:
 
 
 calibrate_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None,
+    no_args_is_help=True, rich_markup_mode=None, epilog=EXIT_CODES,
     help="Measure real layers, import measured tables, fit, and check how far the fit can be believed.",
 )  # fmt: skip
 
@@ -26,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path, typer.Option(help="Where to write.")]
 
 
-@calibrate_app.command()
+@calibrate_app.command(epilog=EXIT_CODES)
 def profile(
     out: Out,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -43,7 +45,7 @@ def profile(
     profile_command(out, device, "full" if full else "quick", layer, threads, seed)
 
 
-@calibrate_app.command()
+@calibrate_app.command(epilog=EXIT_CODES)
 def record(
     layer: Annotated[str, typer.Argument(help="reference, hf:FAMILY, or package.module:factory.")],
     out: Out,
@@ -56,7 +58,7 @@ def record(
     record_command(layer, out, tokens, seed)
 
 
-@calibrate_app.command("import")
+@calibrate_app.command("import", epilog=EXIT_CODES)
 def import_(
     source: Annotated[str, typer.Argument(help="A profile's table, a CSV, a layer-profile folder, or aiconfigurator.")],
     out: Out,
@@ -76,7 +78,7 @@ def import_(
     )
 
 
-@calibrate_app.command()
+@calibrate_app.command(epilog=EXIT_CODES)
 def fit(
     tables: Annotated[list[Path], typer.Argument(help="Tables of one device.")],
     device: Annotated[str, typer.Option(help="Device by catalog name or file.")],
@@ -95,7 +97,7 @@ def fit(
     fit_command(tables, device, out, kind or [], json)
 
 
-@calibrate_app.command()
+@calibrate_app.command(epilog=EXIT_CODES)
 def check(
     calibration: Annotated[str, typer.Argument(help="device/stack, or a calibration file.")],
     table: Annotated[Path, typer.Argument(help="A measured table of the same device.")],
@@ -107,11 +109,11 @@ def check(
     check_command(calibration, table, json)
 
 
-@calibrate_app.command()
+@calibrate_app.command(epilog=EXIT_CODES)
 def runs(
     tables: Annotated[list[Path], typer.Argument(help="Runs: a CSV, or results of vllm bench, bench_serving, AIPerf.")],
     out: Annotated[Path, typer.Option(help="Where to write the stack's calibration (YAML).")],
-    name: Annotated[str | None, typer.Option(help="Name of the stack; backend_generation by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the stack; backend_generation_own by default.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="column=value for what a result file does not say, such as system=h100_sxm."),

@@ -91,7 +91,9 @@ def _print(r: EstimateResult) -> None:
         (o.name, show(o.time_s, "s"), f"{o.time_s / r.time_s:.1%}", o.bound, show(o.flops, "FLOP"), show(o.bytes, "B"))
         for o in sorted(_merged(r), key=lambda o: -o.time_s)[:12]
     ]
-    table(("operator", "time", "share", "bound", "work", "traffic"), rows)
+    table(("operator", "time", "share", "bound", "FLOP run", "traffic"), rows)
+    if any(o.group == "experts" for o in r.operators):
+        print("FLOP run: what kernels execute, experts' rows padded to their tiles; per rank, as the traffic")
 
 
 def _merged(r: EstimateResult) -> list[OperatorCost]:

@@ -10,11 +10,14 @@ from typing import Annotated
 
 import typer
 
+from moesim.cli.exits import EXIT_CODES
+
 __all__ = ["explain_command", "runs_command", "validate_app"]
 
 validate_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
+    epilog=EXIT_CODES,
     help="Predictions against measured runs, and against published single cases.",
 )
 
@@ -24,7 +27,7 @@ def _one_thread() -> None:
         os.environ.setdefault(name, "1")
 
 
-@validate_app.command()
+@validate_app.command(epilog=EXIT_CODES)
 def serving(
     table: Annotated[
         Path, typer.Argument(help="CSV of serving runs; measured columns are optional (docs/validation.md).")
@@ -76,7 +79,7 @@ def _accuracy(rows: Sequence[object]) -> None:
     )  # fmt: skip
 
 
-@validate_app.command()
+@validate_app.command(epilog=EXIT_CODES)
 def published(
     json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
     case: Annotated[str | None, typer.Option(help="Only cases whose id or group holds this text.")] = None,

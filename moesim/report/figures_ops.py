@@ -76,8 +76,8 @@ def roofline(result: RunResult) -> FigureBlock | None:
     return FigureBlock(
         "roofline", "Roofline: what each operator is bound by", alt, svg,
         "Filled circles are decode, open squares prefill; area is the share of the pass. Left of the ridge memory bandwidth "
-        "is the roof, right of it arithmetic. Left out: communication, operators without arithmetic, those "
-        "below 0.3% of their pass, and dense twins.",
+        "is the roof, right of it arithmetic. Flops are those that kernels run, experts' rows padded to their tiles. "
+        "Left out: communication, operators without arithmetic, those below 0.3% of their pass, and dense twins.",
     )  # fmt: skip
 
 

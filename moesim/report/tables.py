@@ -210,12 +210,15 @@ def operator_tables(result: RunResult) -> list[Table]:
             extrapolated = " † outside the range of the calibration." if any(r.is_extrapolated for r in rows) else ""
             tables.append(Table(
                 f"operators-{index}-{detail.phase}", caption,
-                ("Operator", "Part", "Bound by", "Time (ms)", "Share", "GFLOP", "GB moved", "Of peak", "±", "Efficiency"),
+                ("Operator", "Part", "Bound by", "Time (ms)", "Share", "GFLOP run", "GB moved", "Of peak", "±", "Efficiency"),
                 (False, False, False, True, True, True, True, True, True, False),
                 tuple(_operator_row(result, r, detail.time_s) for r in rows),
-                f"Weakest input: {ORIGIN_WORDS[origins][0]}.{extrapolated}",
+                f"Weakest input: {ORIGIN_WORDS[origins][0]}.{extrapolated}", _RUN if system.n_experts else "",
             ))  # fmt: skip
     return tables
+
+
+_RUN = "GFLOP run, and MFU from it: what kernels execute, experts' rows padded to their tiles."
 
 
 def quality_table(result: RunResult) -> Table | None:

@@ -20,6 +20,7 @@ from moesim.specs.catalog import data_dir
 from moesim.specs.load import read_yaml, validate
 
 __all__ = [
+    "FOLDER",
     "Bands",
     "band_of",
     "base_of",

@@ -48,6 +48,14 @@ def test_every_command_has_help(name: str, call: Call) -> None:
     assert "Usage" in call(name, "--help")
 
 
+@pytest.mark.parametrize("name", ["", "estimate", "plan", "list", "calibrate fit", "validate serving"])
+def test_help_tells_the_exit_codes(name: str, call: Call) -> None:
+    out = call(*name.split(), "--help")
+    assert "Exit codes: 0 answered (that something does not fit," in out
+    assert "2 bad input; 70 a fault of moesim; 130 interrupted." in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_version(call: Call) -> None:
     assert call("--version") == f"moesim {__version__}\n"
 
@@ -78,8 +86,10 @@ def test_estimate_that_does_not_fit_is_a_result(call: Call) -> None:
 
 def test_estimate_for_people(call: Call) -> None:
     out = call("estimate", "--hardware", "hgx_h100", "--model", "mixtral-8x7b", "--tp", "2")
-    for word in ("mixtral-8x7b on hgx_h100, TP2", "memory ", "time ", "experts", "with vllm_hopper", "90%: "):
+    words = ("mixtral-8x7b on hgx_h100, TP2", "memory ", "time ", "experts", "with vllm_hopper", "90%: ", "FLOP run")
+    for word in (*words, "rows padded to their tiles"):
         assert word in out
+    assert "padded" not in call("estimate", "--hardware", "h100_sxm", "--model", "llama-3.1-8b")
     out = call("estimate", "--hardware", "hgx_h100", "--model", "mixtral-8x7b")
     assert "outcome" in out
 

@@ -238,6 +238,8 @@ def test_explain_says_what_a_step_is_made_of(tmp_path: Path) -> None:
         explain_row("4", unnamed)
     assert error.value.allowed == "1..3 for the data rows in order"
     assert error.value.hint is None
+    assert explain_row("2", unnamed).heading.startswith("row 2: ")  # as asked, not its line in the file
+    assert found.heading.startswith("b: ")
 
 
 def test_own_runs_are_fitted_and_warned_about(tmp_path: Path) -> None:
@@ -254,6 +256,15 @@ def test_own_runs_are_fitted_and_warned_about(tmp_path: Path) -> None:
     assert "mine" in used.name
     with pytest.raises(InputError, match="generation"):
         calibration_for(str(out), "b200_sxm")
+
+
+def test_own_runs_do_not_take_a_shipped_name_unseen(tmp_path: Path) -> None:
+    table, out = write(tmp_path / "t.csv", *LINES), tmp_path / "own.yaml"
+    words = calibrate_runs([table], out, None, []).sentences
+    assert load_stack(out)[0] == "vllm_hopper_own"
+    assert not any("shipped stack's name" in s for s in words)
+    words = calibrate_runs([table], out, "vllm_hopper", []).sentences
+    assert any("shipped stack's name" in s for s in words)
 
 
 def test_result_files_of_load_generators(tmp_path: Path) -> None:

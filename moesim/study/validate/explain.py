@@ -55,7 +55,7 @@ def explain_row(row: str, table: Path | None) -> Explanation:
     """Explain one row of a table.
 
     Args:
-        row: its name, its line number (the first row is 1), or ``TABLE.csv:NAME``.
+        row: its name, its number (1 is the first row below the header), or ``TABLE.csv:NAME``.
         table: the CSV, unless `row` says it.
 
     Raises:
@@ -68,19 +68,21 @@ def explain_row(row: str, table: Path | None) -> Explanation:
         raise InputError(
             "which table is the row in?", field="row", value=row, hint="TABLE.csv:ROW, or --table TABLE.csv"
         )
-    line, found = _find(row, table)
+    number, line, found = _find(row, table)
     bench, stacks = Workbench(), shipped_stacks()
     result = predict_row(line, found, bench, stacks, shipped_bands())
     if result.row is None or result.projected is None:
         raise InputError(result.reason, file=str(table), field="row", value=row)
-    return _explained(result, result.row, bench, stack_for(stack_key(result.row), stacks))
+    named = f"row {number}" if result.row.name.startswith("line ") else result.row.name
+    return _explained(result, result.row, bench, stack_for(stack_key(result.row), stacks), named)
 
 
-def _find(row: str, table: Path) -> tuple[Mapping[str, str], RunRow | InputError]:
+def _find(row: str, table: Path) -> tuple[int, Mapping[str, str], RunRow | InputError]:
+    """The row's number from 1, its cells and what they say."""
     lines = read_table(table)
     for i, (line, found) in enumerate(lines):
         if (isinstance(found, RunRow) and found.name == row) or row == str(i + 1):
-            return line, found
+            return i + 1, line, found
     names = [r.name for _, r in lines if isinstance(r, RunRow)]
     named = [name for name in names if not name.startswith("line ")]
     close = nearest(row, named)
@@ -91,14 +93,14 @@ def _find(row: str, table: Path) -> tuple[Mapping[str, str], RunRow | InputError
     )  # fmt: skip
 
 
-def _explained(result: RowResult, row: RunRow, bench: Workbench, stack: StackParams) -> Explanation:
+def _explained(result: RowResult, row: RunRow, bench: Workbench, stack: StackParams, named: str) -> Explanation:
     instance = bench.instance(row)
     step = estimate(
         instance.program(instance.decode_pass(row.concurrency, row.mean_isl + 0.5 * row.mean_osl)), instance.cost
     )
     ttft, tpot = result.projected or (0.0, 0.0)
     heading = (
-        f"{row.name}: {row.model} {row.precision or 'as published'} on {instance.parallel.n_ranks} x {row.system} "
+        f"{named}: {row.model} {row.precision or 'as published'} on {instance.parallel.n_ranks} x {row.system} "
         f"({instance.parallel.label}), {row.backend}, {row.isl}/{row.osl} tokens, {row.concurrency} in flight"
     )
     known = judged([result])

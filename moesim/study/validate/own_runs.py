@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moesim.cost.stack import StackParams
 from moesim.errors import InputError
 from moesim.study.kernels import tables_device
-from moesim.study.stack_files import save_stack, shipped_stacks
+from moesim.study.stack_files import FOLDER, save_stack, shipped_stacks
 from moesim.study.validate.fit import Runs, fit_one, stack_for, stack_key
 from moesim.study.validate.predict import Batch
 from moesim.study.validate.result_files import runs_of
@@ -43,7 +43,7 @@ def calibrate_runs(tables: Sequence[Path], out: Path, name: str | None, defaults
     Args:
         tables: CSVs with the columns of ``validate serving``, or result files of load generators.
         out: the YAML file to write.
-        name: of the stack; by default backend and GPU generation.
+        name: of the stack; by default backend and GPU generation with ``_own``, which no shipped stack is called.
         defaults: ``column=value`` for what result files do not say.
 
     Raises:
@@ -63,12 +63,13 @@ def calibrate_runs(tables: Sequence[Path], out: Path, name: str | None, defaults
     before, after = cross_validated(runs, prior)
     stack = fit_one(runs, prior, OWN_WIDTH)
     device = tables_device(rows[0].backend, rows[0].device) or rows[0].device
+    called = name or f"{keys[0]}_own"
     save_stack(
-        out, name or keys[0], stack, source=f"{len(rows)} own runs: {', '.join(p.name for p in tables)}", n_rows=len(rows),
+        out, called, stack, source=f"{len(rows)} own runs: {', '.join(p.name for p in tables)}", n_rows=len(rows),
         n_groups=len({r.group for r in rows}), base=f"{device}/{rows[0].backend}",
     )  # fmt: skip
     words = [
-        f"{len(rows)} runs of {name or keys[0]}; errors are cross-validated ({min(N_FOLDS, len(rows))} folds)",
+        f"{len(rows)} runs of {keys[0]}, fitted as {called!r}; errors are cross-validated ({min(N_FOLDS, len(rows))} folds)",
         f"TPOT: mean error {before[1]:.1%} with the shipped parameters, {after[1]:.1%} fitted",
         f"TTFT: mean error {before[0]:.1%} with the shipped parameters, {after[0]:.1%} fitted",
         *(f"warning: {text}" for text in warnings_for(rows)),
@@ -76,6 +77,11 @@ def calibrate_runs(tables: Sequence[Path], out: Path, name: str | None, defaults
     if after[1] > before[1] or after[0] > before[0]:
         words.append(
             "warning: the fit does not help on runs it has not seen; measure more, or keep the shipped parameters"
+        )
+    if called in shipped_stacks():
+        words.append(
+            f"warning: {called!r} is a shipped stack's name: reports cannot tell them apart, and this file takes its place "
+            f"wherever it lies in {FOLDER}; give another --name"
         )
     return OwnFit(out, stack, before, after, tuple(words))
 
