@@ -8,6 +8,7 @@ import pytest
 from moesim.cost import CostModel
 from moesim.cost.collectives import algorithms, between, inside_domain
 from moesim.ops import CollectiveShape, ExchangeShape, Op, OpKind, Work
+from moesim.specs.catalog import load_hardware, load_link
 from moesim.specs.hardware import LinkSpec, Topology
 from moesim.testing import toy_cost, toy_hardware, toy_link
 
@@ -95,3 +96,46 @@ def test_only_what_the_topology_allows() -> None:
     assert set(ring) == {"ring"}
     part = inside_domain(OpKind.ALL_REDUCE, 8, 1e6, _model(Topology.SWITCH).network, alone=False)
     assert set(part) == {"two-shot"}
+
+
+CLUSTERS = ("a100_pcie_8", "gb200_nvl72", "gaudi3_8", "hgx_a100", "hgx_h100", "h100_x12_nodes", "l40s_8", "mi250x_4", "mi300x_8",
+            "rtx_4090_8", "rtx_pro_6000_8", "tpu_v5e_pod", "tpu_v7_pod", "trn2_16", "trn2_ultra", "trn3_ultra")  # fmt: skip
+KINDS = (OpKind.ALL_REDUCE, OpKind.ALL_GATHER, OpKind.REDUCE_SCATTER)
+
+
+def _times(model: CostModel, kind: OpKind, n: int, sizes: np.ndarray) -> np.ndarray:
+    return np.asarray(model.cost(Op("x", kind, Work(), CollectiveShape(n, sizes))).time_s)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_shipped_links_keep_to_their_limits(cluster: str) -> None:
+    model = CostModel.of(load_hardware(cluster))
+    hardware, network = model.hardware, model.network
+    sizes = np.geomspace(1e2, 1e11, 28)
+    ranks = [n for n in (2, 4, 8, 16, 64, 256) if n <= hardware.n_devices]
+    up = hardware.scale_up
+    assert up is not None
+    for kind in KINDS:
+        before = np.zeros(len(sizes))
+        for n in ranks:
+            times = _times(model, kind, n, sizes)
+            assert (np.diff(times) > 0).all()
+            # what a direct link or a switch that adds saves with more ranks, nothing else may
+            saves = network.topology is Topology.MESH or (network.reduces_in_switch and kind is OpKind.ALL_REDUCE)
+            assert saves or (times >= before * 0.999).all()
+            before = times
+            if n <= hardware.scale_up_domain_size:
+                share = (n - 1) / n * (2.0 if kind is OpKind.ALL_REDUCE else 1.0)
+                share = min(share, 1 + 1 / n) if network.reduces_in_switch and kind is OpKind.ALL_REDUCE else share
+                assert share * sizes[-1] / times[-1] <= up.bytes_per_s
+                assert share * sizes[-1] / times[-1] >= 0.02 * up.bytes_per_s
+
+
+def test_every_shipped_torus_says_how_many_dimensions_it_has() -> None:
+    for name in ("ici_v4", "ici_v5e", "ici_v5p", "ici_v6e", "ici_v7", "neuronlink_v3"):
+        link = load_link(name)
+        assert link.topology is Topology.TORUS
+        assert link.n_neighbours in (4, 6)
+    # 16 chips in 4 x 4: two hops on the mean way, where one ring of 16 would take four
+    network = CostModel.of(load_hardware("trn2_16")).network
+    assert network.scatter_bytes_per_s(16) == pytest.approx(network.up_bytes_per_s / 2)
