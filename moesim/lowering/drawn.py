@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.lowering.traffic import ExpertLayout, distinct, distinct_copies
+from moesim.lowering.traffic import ExpertLayout, distinct, distinct_copies, powers
 from moesim.routing import Placement
 
 __all__ = ["drawn_copies", "slots_of_devices"]
@@ -117,22 +117,21 @@ def _wide(counts: NDArray[Any], tokens_per_rank: FloatArray, placement: Placemen
     domain, and what stays inside, is counted as in `distinct_copies`.
     """
     n_layers, n_ranks, n_experts = counts.shape
-    domain, n_slots, per_rank = layout.domain_size, placement.n_slots, placement.n_slots / layout.ep_size
+    domain = layout.domain_size
     n_domains, tokens = n_ranks // domain, np.maximum(tokens_per_rank, 1e-9)
     top_k = float(counts[0].sum()) / float(tokens.sum())
-    slices_there = min(layout.etp_size, domain)
-    crossing = distinct(
-        _to_domains(counts, placement, layout), tokens[None, :, None].astype(np.float32), n_slots, top_k,
-        per_rank * domain / slices_there, layout,
-    )  # fmt: skip
+    (n_rank, at_rank), (n_domain, at_domain) = powers(placement, layout, top_k)
+    by_source = tokens[None, :, None].astype(np.float32)
+    crossing = distinct(_to_domains(counts, placement, layout), by_source, n_domain, at_domain[:, None, :])
+    at_rank = at_rank.reshape(len(at_rank), -1, 1, domain) if at_rank.size > 1 else at_rank[..., None, None]
     crossing *= np.arange(n_ranks)[:, None] // domain != np.arange(n_domains)[None, :]
     own, by_place = ~np.eye(domain, dtype=bool), tokens.reshape(n_domains, domain)
     near = _near(counts, placement, layout)
-    inside = distinct(_f32(near), _f32(by_place)[None, :, :, None], n_slots, top_k, per_rank, layout) * own
+    inside = distinct(_f32(near), _f32(by_place)[None, :, :, None], n_rank, at_rank) * own
     by_index = counts.reshape(n_layers, n_domains, domain, n_experts).sum(axis=1)
     sent = _arriving(by_index, placement, layout).reshape(n_layers, domain, n_domains, domain)
     far, far_tokens = sent.transpose(0, 2, 1, 3) - near, by_place.sum(axis=0) - by_place
-    forwarded = distinct(_f32(far), _f32(far_tokens)[None, :, :, None], n_slots, top_k, per_rank, layout) * own
+    forwarded = distinct(_f32(far), _f32(far_tokens)[None, :, :, None], n_rank, at_rank) * own
     up = inside.astype(float) + forwarded
     nic_in = crossing.reshape(n_layers, n_domains, domain, n_domains).sum(axis=1).transpose(0, 2, 1)
     four = (up.sum(axis=3), up.sum(axis=2), crossing.sum(axis=2), nic_in)

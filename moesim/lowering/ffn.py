@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from moesim.lowering.common import Context, collective, elementwise, gemm
 from moesim.lowering.load import MoeLoad
-from moesim.lowering.traffic import tokens_per_assignment
-from moesim.ops import ExchangeShape, MoeShape, Num, Op, OpKind, Phase, Work
+from moesim.ops import ExchangeShape, MoeShape, Num, Op, OpKind, Work
 from moesim.specs.dtypes import ELEMENT_BYTES, Dtype, Storage
 from moesim.specs.model import DenseFfn, MoeFfn
 
@@ -117,7 +116,7 @@ def _route(ctx: Context, load: MoeLoad, travels: bool) -> list[Op]:
 
 def _is_low_latency(ctx: Context) -> bool:
     """Which of the exchange's two modes a pass uses."""
-    return ctx.step.phase is Phase.DECODE
+    return ctx.step.is_low_latency
 
 
 def _narrow(ctx: Context) -> bool:
@@ -137,7 +136,7 @@ def _experts(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Op:
     write = load.n_assignments * (d * 2.0 + width * ((n_mats - 1.0) * 2.0))
     work = Work(load.n_padded * (2.0 * n_mats * d * width), read, write)
     n_local = load.n_slots / ctx.parallel.ep_size
-    arrived = _arrived_tokens(ctx, ffn, load)
+    arrived = _arrived_tokens(ctx, load)
     shape = MoeShape(
         n_tokens=arrived, n_assignments=load.n_assignments, n_padded=load.n_padded, n_experts_hit=load.n_experts_hit,
         max_expert_tokens=load.max_expert_tokens, n_local_experts=n_local, hidden_size=d, inter_size=width,
@@ -163,12 +162,11 @@ def _is_grouped(ctx: Context, load: MoeLoad) -> bool:
     return ctx.exchanges and _narrow(ctx) and bool(np.any(np.asarray(load.nic_out_copies) > 0.0))
 
 
-def _arrived_tokens(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> Num:
+def _arrived_tokens(ctx: Context, load: MoeLoad) -> Num:
     """Tokens that the rank's experts are given: all of the pass, or those that an exchange brought."""
     if not ctx.exchanges:
         return ctx.step.n_tokens
-    limit = (ffn.n_group, ffn.topk_group)
-    return load.n_assignments * tokens_per_assignment(load.n_slots, load.top_k, ctx.parallel.ep_size, limit)
+    return load.n_assignments * load.tokens_per_pair
 
 
 def _around_products(ctx: Context, ffn: MoeFfn, load: MoeLoad, width: float, rows: Num) -> tuple[Num, int]:

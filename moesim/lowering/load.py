@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moesim.lowering.drawn import drawn_copies
 from moesim.lowering.numbers import at_least, at_most, ceil, chance_hit, clip_one, larger, normal_max, sqrt
 from moesim.lowering.pairs import pair_copies
-from moesim.lowering.traffic import ExpertLayout, expected_copies
+from moesim.lowering.traffic import ExpertLayout, expected_copies, tokens_per_pair
 from moesim.ops import Num
 from moesim.routing import Placement
 
@@ -31,7 +31,8 @@ class MoeLoad:
     """What reached each rank, per MoE layer: shape [..., L, R], or [..., L, 1] for the expected bottleneck.
 
     `n_experts`, `n_slots` (replicas counted) and `top_k` are what was routed over; `*_copies` are token vectors that leave or
-    enter a rank through scale-up ports and NICs; `pair_copies` the same by pair, [L, R, R] from row to column.
+    enter a rank through scale-up ports and NICs; `tokens_per_pair` distinct tokens for each pair of token and expert on a rank;
+    `pair_copies` the copies by pair of ranks, [L, R, R] from row to column.
     """
 
     n_experts: Num
@@ -45,6 +46,7 @@ class MoeLoad:
     up_in_copies: Num
     nic_out_copies: Num
     nic_in_copies: Num
+    tokens_per_pair: Num = 1.0
     counts: NDArray[np.int64] | None = None
     pair_copies: tuple[FloatArray, FloatArray] | None = None
 
@@ -90,6 +92,7 @@ def drawn_load(
         n_experts_hit=np.repeat(hit, spread, axis=1),
         max_expert_tokens=np.repeat(by_rank.max(axis=2), spread, axis=1),
         up_out_copies=traffic[0], up_in_copies=traffic[1], nic_out_copies=traffic[2], nic_in_copies=traffic[3],
+        tokens_per_pair=tokens_per_pair(float(placement.n_slots), float(top_k), layout),
         counts=per_expert, pair_copies=pair_copies(counts, tokens_per_rank, placement, layout) if pairs else None,
     )  # fmt: skip
 
@@ -201,5 +204,6 @@ def _with_traffic(
     # the fullest source sends more than the mean one; who receives most is decided by the experts
     fuller = source_tokens * float(layout.n_ranks) / at_least(tokens, 1e-9)
     return MoeLoad(
-        *sizes, worst, padded, hit, peak, up * fuller + up_extra, up * skew + up_extra, nic_out * fuller, nic_in * skew
-    )
+        *sizes, worst, padded, hit, peak, up * fuller + up_extra, up * skew + up_extra, nic_out * fuller, nic_in * skew,
+        tokens_per_pair(n_slots, top_k, layout),
+    )  # fmt: skip

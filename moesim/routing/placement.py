@@ -60,6 +60,11 @@ class Placement:
         return self.n_slots - self.n_experts
 
     @property
+    def is_in_order(self) -> bool:
+        """Whether every layer has each expert once, in order."""
+        return self.n_redundant == 0 and len(self.slots) == 1 and bool((np.diff(self.slots[0]) == 1).all())
+
+    @property
     def slot_rank(self) -> Ints:
         """The rank of each slot: [n_slots]."""
         return np.arange(self.n_slots, dtype=np.int64) // self.slots_per_rank
