@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from moesim.errors import InputError
 from moesim.lowering.common import Pass, ceil_div
 from moesim.lowering.load import ExpertLayout, MoeLoad, drawn_load, expected_load, uniform_load
+from moesim.lowering.traffic import limited_to
 from moesim.ops import Num
 from moesim.routing import Placement, RouterModel, build_router, contiguous, expert_capacity, given, striped
 from moesim.routing.eplb import eplb_global, eplb_hierarchical
@@ -46,7 +47,8 @@ class Routed:
 
         Balanced routing fills no expert beyond a capacity factor of 1 or more.
         """
-        key, family, layout = _key(ffn), self.spec.family, node_limited(layout, ffn)
+        key, family = _key(ffn), self.spec.family
+        layout = node_limited(layout, ffn, self._placement(ffn, indices))
         tokens, source, factor = step.n_tokens, fullest_source(step, layout), self.spec.capacity_factor
         if family is RouterFamily.BALANCED or (family is RouterFamily.UNIFORM and factor is None):
             n_slots, balanced = float(self.placements[key].n_slots), family is RouterFamily.BALANCED
@@ -78,7 +80,8 @@ class Routed:
         if self.spec.capacity_factor is not None:
             capacity = expert_capacity(int(tokens.sum()), *_key(ffn), self.spec.capacity_factor)
             of_layers = _capped(of_layers, capacity)
-        placement, layout = self._placement(ffn, indices), node_limited(layout, ffn)
+        placement = self._placement(ffn, indices)
+        layout = node_limited(layout, ffn, placement)
         return drawn_load(of_layers, tokens, placement, layout, ffn.num_experts_per_tok, pairs=pairs)
 
     def _placement(self, ffn: MoeFfn, indices: tuple[int, ...]) -> Placement:
@@ -190,11 +193,13 @@ def fullest_source(step: Pass, layout: ExpertLayout) -> Num:
     return ceil_div(step.batch, float(layout.attention_dp_size)) * step.new_tokens / float(n_inside)
 
 
-def node_limited(layout: ExpertLayout, ffn: MoeFfn) -> ExpertLayout:
-    """The layout with the block's limit on groups that a token may reach, if it has one."""
+def node_limited(layout: ExpertLayout, ffn: MoeFfn, placement: Placement | None = None) -> ExpertLayout:
+    """The layout with the block's limit on groups that a token may reach, if it has one; experts in order without a placement."""
     if ffn.topk_group >= ffn.n_group:
         return layout
-    return replace(layout, n_group=ffn.n_group, topk_group=ffn.topk_group)
+    if placement is None:
+        return replace(layout, n_group=ffn.n_group, topk_group=ffn.topk_group)
+    return limited_to(layout, ffn.n_group, ffn.topk_group, ffn.num_experts_per_tok, placement)
 
 
 def _rows_of(counts: NDArray[Any], rows: list[int]) -> NDArray[Any]:
