@@ -126,7 +126,7 @@ def validate(spec_type: type[Spec], data: Mapping[str, Any], file: str | None = 
 
 def to_input_error(error: ValidationError, spec_type: type[BaseModel], data: Any, file: str | None) -> InputError:
     """The first problem pydantic found, as one line for the user."""
-    problems = error.errors(include_url=False)
+    problems = _own_problems(error.errors(include_url=False))
     # A misspelt key is also a missing one; the spelling is what helps.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     extra = len(problems) - 1
@@ -157,6 +157,15 @@ def to_input_error(error: ValidationError, spec_type: type[BaseModel], data: Any
     if kind in ("tuple_type", "list_type") and isinstance(shown, int | float | str):
         more = f"write [{shown}]"
     return InputError(message, file, line_of(data, loc), _dotted(loc), shown, None, more)
+
+
+def _own_problems(problems: Sequence[Any]) -> list[Any]:
+    """Problems without those of a list that only came out too short because its items failed."""
+    inside = [p["loc"] for p in problems]
+    return [
+        p for p in problems
+        if p["type"] != "too_short" or not any(len(loc) > len(p["loc"]) and loc[: len(p["loc"])] == p["loc"] for loc in inside)
+    ]  # fmt: skip
 
 
 #: What tells a file of one command from another's: its key, the command, and what such a file is.

@@ -229,3 +229,15 @@ def test_the_line_is_that_of_the_mistake(line: str) -> None:
         with pytest.raises(InputError) as caught:
             validate(ScenarioSpec, parse_yaml(text, "f"), "f")
         assert (caught.value.line, caught.value.field) == (at + 1, f"zz{line}")
+
+
+def test_one_bad_field_in_a_list_is_one_problem(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "title: t\nhardware: hgx_h100\nsystems:\n  - {name: m, kind: moe, model: qwen3-30b-a3b, overlap: 3}\n"
+        "workload: {input_tokens: 512, output_tokens: 64, concurrency: [64]}\n"
+    )
+    with pytest.raises(InputError) as caught:
+        load_scenario(str(file))
+    assert caught.value.field == "systems.0.overlap"
+    assert "more problem" not in str(caught.value)
