@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from moesim.cli.progress import progress_bar
+from moesim.cli.run import check_out
+from moesim.cli.table import table
 from moesim.report.serve_page import serve_page
 from moesim.study.serve import load_serve_scenario, run_serve
-from moesim.study.serve_files import summary_text, write_serve
+from moesim.study.serve_files import LATENCY_HEADER, latency_rows, rate_rows, summary_lines, write_serve
+from moesim.study.serve_results import ServeResult
 
 __all__ = ["serve_command"]
 
@@ -20,9 +23,8 @@ def serve_command(scenario: str, requests: Path | None, out: Path | None, seed: 
     began = time.monotonic()
     spec, file = load_serve_scenario(scenario)
     out_dir = out if out is not None else Path("reports") / f"serve-{file.stem}"
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<40.40}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    check_out(out_dir)
+    with progress_bar() as bar:
         task = bar.add_task("starting", total=1.0)
 
         def tell(what: str, done: float) -> None:
@@ -31,5 +33,17 @@ def serve_command(scenario: str, requests: Path | None, out: Path | None, seed: 
         run = run_serve(spec, name=file.stem, requests=requests, seed=seed, file=file, progress=tell)
         bar.update(task, description="writing the report", completed=1.0)
         write_serve(run, out_dir, serve_page(run))
-    print(summary_text(run.result))
-    print(f"written to {out_dir} in {time.monotonic() - began:.1f} s")
+    _say(run.result)
+    print(f"\nwritten to {out_dir / 'report.html'} in {time.monotonic() - began:.1f} s")
+
+
+def _say(r: ServeResult) -> None:
+    """What was served: an overload first and in red, where it can be."""
+    console = Console(soft_wrap=True, highlight=False)
+    print(f"\n{r.scenario.title}")
+    first, *rest = summary_lines(r)
+    console.print(f"- {first}", style="bold red" if r.outcome == "unstable" else None, markup=False)
+    for line in rest:
+        print(f"- {line}")
+    table(LATENCY_HEADER, latency_rows(r))
+    table(("", "value"), rate_rows(r))

@@ -24,25 +24,50 @@ LATENCIES = (("ttft_s", "time to first token"), ("tpot_s", "time per output toke
 
 def serve_page(run: ServeRun) -> str:
     """One self-contained HTML file."""
-    return render_page(_document(run))
+    return render_page(_document(run), "moesim serve")
 
 
 def _document(run: ServeRun) -> Document:
     r = run.result
-    kind = "warning" if r.outcome == "unstable" else "verdict"
     counts = f"{r.submitted} submitted = {r.finished} finished + {r.rejected} rejected + {r.in_flight} in flight"
+    notes = tuple(note for note in r.notes if note != r.stability)
     answer = Section(
         "answer", "What users feel",
-        (Callout(kind, r.outcome, r.stability), _latency_table(r), _rate_table(r), Bullets((counts, *r.notes))),
+        (_verdict(r), _latency_table(r), _rate_table(r), Bullets((counts, *notes))),
     )  # fmt: skip
     over_time = Section("time", "Over time", (_series(run),))
     facts = (
         ("deployment", r.deployment), ("hardware", f"{r.scenario.hardware}, {r.n_devices} in use"), ("times", r.cost_source),
         ("routing", r.routing or "no experts"), ("scheduler", r.scenario.serving.scheduler.policy.value), ("seed", str(r.seed)),
     )  # fmt: skip
+    banner = _overload(r) if r.outcome == "unstable" else ""
     return Document(
-        r.scenario.title, r.scenario.description, facts, "", (answer, over_time), f"moesim {r.moesim_version}"
+        r.scenario.title, r.scenario.description, facts, banner, (answer, over_time), f"moesim {r.moesim_version}"
     )
+
+
+def _overload(r: ServeResult) -> str:
+    served = "" if r.sustainable_requests_per_s is None else f", {r.sustainable_requests_per_s:.3g} can be served"
+    return f"Overloaded: {r.offered_requests_per_s or 0.0:.3g} requests come per second{served}. The queue grows without end."
+
+
+def _verdict(r: ServeResult) -> Callout:
+    if r.outcome == "unstable":
+        text = (
+            "The longer it lasts, the longer requests wait; no user would feel just these. Lower the rate, add devices, or look "
+            "for a deployment that keeps up with moesim plan."
+        )
+        return Callout("warning", "Latencies below depend on the length of this run", text)
+    title = r.stability if r.outcome == "ok" else f"{r.outcome}: {r.stability}"
+    good = "" if r.good_frac is None else f"{r.good_frac:.1%} of the requests meet the goals{_goals(r)}."
+    return Callout("verdict", f"{title[:1].upper()}{title[1:]}", good)
+
+
+def _goals(r: ServeResult) -> str:
+    slo = r.scenario.serving.slo
+    goals = (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s), ("end to end", slo.e2e_s))
+    told = ", ".join(f"{name} {value * 1e3:g} ms" for name, value in goals if value is not None)
+    return f" ({told})" if told else " (none are set)"
 
 
 def _latency_table(r: ServeResult) -> Table:
@@ -94,6 +119,9 @@ def _ends(ends: tuple[float, float] | None, factor: float, shape: str) -> str | 
     return None if ends is None else f"[{ends[0] * factor:{shape}}, {ends[1] * factor:{shape}}]"
 
 
+_CAPTION = "Output tokens, requests in passes and requests that wait, and KV blocks held, over the time since the first arrival."
+
+
 def _series(run: ServeRun) -> FigureBlock:
     bins = run.recorder.bins
     rows, width = bins.rows(), bins.width_s
@@ -104,12 +132,21 @@ def _series(run: ServeRun) -> FigureBlock:
         ("output tokens/s", rows["output_tokens"] / width), ("requests running", rows["running_s"] / busy),
         ("requests waiting", waiting), ("KV blocks held (%)", 100.0 * rows["kv_s"] / busy),
     )  # fmt: skip
-    alt = f"Throughput, running and waiting requests, KV use over {bins.n_used * width:.0f} s; at most {waiting.max():.0f} wait."
+    last = float(waiting[at <= max((float(t) for t in run.recorder.times["arrival_s"]), default=0.0)][-1:].sum())
+    most = f"at most {waiting.max():.0f} wait"
+    title = (
+        f"The queue grows: {last:.0f} wait when the last request comes"
+        if run.result.outcome == "unstable"
+        else f"The queue settles: {most}"
+        if waiting.max() >= 1
+        else "No request waits"
+    )
+    alt = f"Throughput, running and waiting requests, KV use over {bins.n_used * width:.0f} s; {most}."
     with drawing(6.4, n_rows=4, sharex=True) as (figure, axes):
         for axis, (label, values) in zip(axes, lines, strict=True):
             axis.plot(at, values, color=stand_in("s0"), linewidth=1.2)
             axis.set_ylabel(label)
             axis.set_ylim(bottom=0)
         axes[-1].set_xlabel("time (s)")
-        svg = to_svg(figure, "serving-series", "Over time", alt)
-    return FigureBlock("serving-series", "Throughput, queue and memory over time", alt, svg)
+        svg = to_svg(figure, "serving-series", title, alt)
+    return FigureBlock("serving-series", title, alt, svg, _CAPTION)

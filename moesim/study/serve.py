@@ -291,6 +291,11 @@ def _notes(deployment: Deployment, recorder: Recorder, found: Stability | None) 
         notes.append(found.sentence)
     if recorder.totals.rejected:
         notes.append(f"{recorder.totals.rejected} requests were rejected; latencies are of the others")
+    if not deployment.scenario.serving.warmup_requests:
+        opening = (
+            "the burst of the opening, where all requests come at once" if found is None else "the opening, as it fills"
+        )
+        notes.append(f"no warm-up: the statistics hold {opening}; serving.warmup_requests leaves the first ones out")
     if deployment.scenario.operator_tables is None and deployment.stack is None:
         notes.append("host overheads are those fitted on vLLM 0.19 with an RTX PRO 6000 (assumption for other hosts)")
     return tuple(notes)

@@ -18,8 +18,20 @@ from moesim.sim.serving.metrics import Recorder
 from moesim.sim.serving.summary import queue_lengths
 from moesim.study.serve import ServeRun
 from moesim.study.serve_results import ServeResult
+from moesim.units import plural
 
-__all__ = ["REQUEST_COLUMNS", "SERIES_COLUMNS", "request_rows", "series_rows", "write_serve"]
+__all__ = [
+    "LATENCY_HEADER",
+    "REQUEST_COLUMNS",
+    "SERIES_COLUMNS",
+    "latency_rows",
+    "rate_rows",
+    "request_rows",
+    "series_rows",
+    "summary_lines",
+    "summary_text",
+    "write_serve",
+]
 
 REQUEST_COLUMNS = (
     "request_id", "arrival_s", "input_tokens", "output_tokens", "ttft_s", "tpot_s", "e2e_s", "queue_s", "outcome",
@@ -90,17 +102,12 @@ def series_rows(run: ServeRun) -> Iterator[tuple[str, ...]]:
         )  # fmt: skip
 
 
-def summary_text(r: ServeResult) -> str:
-    """The run in a page of Markdown."""
-    plural = "s" if r.n_devices > 1 else ""
-    lines = [f"# {r.scenario.title}", "", f"- {r.stability}"]
-    lines += [f"- {note}" for note in r.notes if note != r.stability]
-    lines += [
-        f"- {r.deployment} on {r.n_devices} device{plural} ({r.scenario.hardware}); times from {r.cost_source}",
-        f"- {r.submitted} requests submitted = {r.finished} finished + {r.rejected} rejected + {r.in_flight} in flight",
-        f"- 90% intervals: from {r.interval_basis}" if r.intervals_90 else "- assumption only: no intervals",
-        "", "| | mean | 90% of the mean | p50 | p90 | p95 | p99 | 90% of p99 |", "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]  # fmt: skip
+LATENCY_HEADER = ("", "mean", "90% of the mean", "p50", "p90", "p95", "p99", "90% of p99")
+
+
+def latency_rows(r: ServeResult) -> list[tuple[str, ...]]:
+    """Latencies in milliseconds, columns as in `LATENCY_HEADER`."""
+    rows = []
     for name, label in (
         ("ttft_s", "TTFT"),
         ("tpot_s", "TPOT"),
@@ -111,7 +118,12 @@ def summary_text(r: ServeResult) -> str:
         d = getattr(r, name)
         shown = ["-" if v is None else f"{v * 1e3:.1f}" for v in (d.mean, d.p50, d.p90, d.p95, d.p99)]
         mean, high = (_ends(r, f"{name}.{measure}", 1e3, ".1f") for measure in ("mean", "p99"))
-        lines.append(f"| {label} (ms) | " + " | ".join([shown[0], mean, *shown[1:], high]) + " |")
+        rows.append((f"{label} (ms)", shown[0], mean, *shown[1:], high))
+    return rows
+
+
+def rate_rows(r: ServeResult) -> list[tuple[str, str]]:
+    """Rates, use and cost, with 90% intervals."""
     rows = [
         ("requests/s", _with_ends(r, "requests_per_s", ".3g")),
         ("output tokens/s", _with_ends(r, "output_tokens_per_s", ".4g")),
@@ -125,10 +137,30 @@ def summary_text(r: ServeResult) -> str:
         ("USD per million output tokens", _with_ends(r, "usd_per_million_output_tokens", ".3g")),
         ("J per request", _with_ends(r, "energy_j_per_request", ".4g")),
     ]  # fmt: skip
-    lines += ["", "| | |", "|---|---:|", *(f"| {k} | {v} |" for k, v in rows)]
     for name, interval in r.intervals.items():
         if interval.half_width is not None:
-            lines.append(f"| {name} over seeds | {interval.mean:.4g} ± {interval.half_width:.2g} |")
+            rows.append((f"{name} over seeds", f"{interval.mean:.4g} ± {interval.half_width:.2g}"))
+    return rows
+
+
+def summary_lines(r: ServeResult) -> list[str]:
+    """What was served, how it went and what stands behind it, in sentences."""
+    counts = f"{r.finished} finished + {r.rejected} rejected + {r.in_flight} in flight"
+    return [
+        r.stability,
+        *(note for note in r.notes if note != r.stability),
+        f"{r.deployment} on {plural(r.n_devices, 'device')} ({r.scenario.hardware}); times from {r.cost_source}",
+        f"{r.submitted} requests submitted = {counts}",
+        f"90% intervals: from {r.interval_basis}" if r.intervals_90 else "assumption only: no intervals",
+    ]
+
+
+def summary_text(r: ServeResult) -> str:
+    """The run in a page of Markdown."""
+    lines = [f"# {r.scenario.title}", "", *(f"- {line}" for line in summary_lines(r)), ""]
+    lines += ["| " + " | ".join(LATENCY_HEADER).lstrip() + " |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines += ["| " + " | ".join(row) + " |" for row in latency_rows(r)]
+    lines += ["", "| | |", "|---|---:|", *(f"| {k} | {v} |" for k, v in rate_rows(r))]
     return "\n".join(lines) + "\n"
 
 
