@@ -38,15 +38,20 @@ LoadFor = Callable[[MoeFfn, tuple[int, ...]], MoeLoad]
 Shared = dict[Hashable, tuple[Any, tuple[Op, ...]]]
 
 
-def expert_layout(parallel: ParallelSpec, phase: Phase, domain_size: int) -> ExpertLayout:
-    """Where tokens start and experts live for a split; prefill deduplicates copies, decode uses low-latency exchange."""
+def expert_layout(
+    parallel: ParallelSpec, phase: Phase, domain_size: int, *, low_latency: bool | None = None
+) -> ExpertLayout:
+    """Where tokens start and experts live for a split.
+
+    High-throughput exchanges deduplicate copies, low-latency ones do not; by default prefill uses the former and decode the latter.
+    """
     return ExpertLayout(
         n_ranks=parallel.n_stage_ranks,
         ep_size=parallel.ep_size,
         etp_size=parallel.etp_size,
         domain_size=domain_size,
         tokens_are_everywhere=parallel.dp_size * parallel.cp_size == 1 or parallel.ep_size == 1,
-        dedup=phase is Phase.PREFILL,
+        dedup=phase is Phase.PREFILL if low_latency is None else not low_latency,
         attention_dp_size=parallel.dp_size,
     )
 

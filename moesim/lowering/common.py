@@ -34,7 +34,7 @@ class Pass:
     grids that end in two axes of length 1, which stand for layers and ranks.
 
     `group_batch` and `group_cached` give every attention-DP group its own sequences (`batch` is their sum) and its own mean
-    context, where groups are not alike.
+    context, where groups are not alike. `low_latency` picks the kernels of expert exchanges: by default those of decode.
 
     Raises:
         ValueError: a grid whose last two axes would be taken for layers and ranks; groups that do not add up.
@@ -46,6 +46,7 @@ class Pass:
     cached_tokens: Num = 0.0
     group_batch: tuple[int, ...] | None = None
     group_cached: tuple[float, ...] | None = None
+    low_latency: bool | None = None
 
     def __post_init__(self) -> None:
         if self.group_batch is not None:
@@ -59,6 +60,11 @@ class Pass:
                 raise ValueError(
                     f"a grid must end in two axes of length 1, for layers and ranks; got shape {value.shape}"
                 )
+
+    @property
+    def is_low_latency(self) -> bool:
+        """Which of the two modes expert exchanges run in."""
+        return self.phase is Phase.DECODE if self.low_latency is None else self.low_latency
 
     @property
     def n_tokens(self) -> Num:

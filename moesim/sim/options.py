@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from numbers import Integral, Real
+from typing import Any
 
 from moesim.errors import InputError
+from moesim.specs.flow import N_CHUNKS, Granularity
 
 __all__ = ["FlowOptions", "Granularity"]
-
-
-class Granularity(StrEnum):
-    """What travels as one: a rank's whole traffic, the bytes of a pair of ranks, or chunks of them."""
-
-    RANK = "rank"
-    PAIR = "pair"
-    CHUNK = "chunk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +27,28 @@ class FlowOptions:
     slow_ranks: Mapping[int, float] = field(default_factory=dict)
     slow_links: Mapping[int, float] = field(default_factory=dict)
     launch_s: float = 0.0
-    n_chunks: int = 8
+    n_chunks: int = N_CHUNKS
     is_by_event: bool = False
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "granularity", Granularity(self.granularity))
+        except ValueError:
+            allowed = ", ".join(Granularity)
+            raise InputError("not known", field="granularity", value=self.granularity, allowed=allowed) from None
         for name in ("slow_ranks", "slow_links"):
-            for rank, factor in getattr(self, name).items():
-                if rank < 0 or not 0.0 < factor < 1e6:
+            factors: Any = getattr(self, name)
+            if not isinstance(factors, Mapping):
+                raise InputError("must be ranks with factors", field=name, value=factors, allowed="{rank: factor}")
+            for rank, factor in factors.items():
+                if not (_is_number(rank, Integral) and rank >= 0 and _is_number(factor, Real) and 0.0 < factor < 1e6):
                     raise InputError("must be ranks with positive factors", field=name, value={rank: factor})
-        if self.launch_s < 0.0:
-            raise InputError("must not be negative", field="launch_s", value=self.launch_s)
-        if self.n_chunks < 1:
-            raise InputError("must be at least 1", field="n_chunks", value=self.n_chunks)
+        if not (_is_number(self.launch_s, Real) and 0.0 <= self.launch_s < math.inf):
+            raise InputError("must be seconds, 0 or more", field="launch_s", value=self.launch_s)
+        if not (_is_number(self.n_chunks, Integral) and self.n_chunks >= 1):
+            raise InputError("must be a whole number, 1 or more", field="n_chunks", value=self.n_chunks)
+
+
+def _is_number(value: Any, kind: type[Any]) -> bool:
+    """True and false are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)

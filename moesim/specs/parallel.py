@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from moesim.errors import ParallelError
+from moesim.errors import InputError, ParallelError
 from moesim.specs.base import Count, Frozen, Natural
 from moesim.specs.model import CompressedAttention, GqaAttention, MlaAttention, ModelSpec, MoeFfn
 
@@ -22,15 +22,22 @@ class Overlap(StrEnum):
     TWO_BATCH = "two_batch"
 
     @classmethod
-    def of(cls, value: Overlap | bool) -> Overlap:
-        """The overlap that a plain yes or no stands for.
+    def of(cls, value: Overlap | bool | str) -> Overlap:
+        """The overlap of this name, or that a plain yes or no stands for.
 
-        >>> Overlap.of(True)
-        <Overlap.SHARED_EXPERTS: 'shared_experts'>
+        >>> Overlap.of(True), Overlap.of("two_batch")
+        (<Overlap.SHARED_EXPERTS: 'shared_experts'>, <Overlap.TWO_BATCH: 'two_batch'>)
+
+        Raises:
+            InputError: neither.
         """
-        if isinstance(value, Overlap):
-            return value
-        return cls.SHARED_EXPERTS if value else cls.NONE
+        if isinstance(value, bool):
+            return cls.SHARED_EXPERTS if value else cls.NONE
+        try:
+            return cls(value)
+        except ValueError:
+            allowed = ", ".join(mode.value for mode in cls)
+            raise InputError("not known", field="overlap", value=value, allowed=f"{allowed}, true or false") from None
 
     def __bool__(self) -> bool:
         return self is not Overlap.NONE
