@@ -9,9 +9,9 @@ from moesim.report.markdown import FIGURE_FOLDER, render_markdown
 from moesim.report.page import plot_style
 from moesim.report.plan_page import build_plan, render_plan
 from moesim.report.svg import standalone
+from moesim.study.files import write_text
 from moesim.study.plan import PlanResult
 from moesim.study.plan.files import write_plan
-from moesim.study.sweep.store import write_text
 
 __all__ = ["write_plan_report"]
 

@@ -11,8 +11,8 @@ from moesim.report.markdown import FIGURE_FOLDER, render_markdown
 from moesim.report.page import plot_style
 from moesim.report.svg import standalone
 from moesim.report.sweep_page import build_sweep, render_sweep
+from moesim.study.files import write_text
 from moesim.study.sweep import SweepResult
-from moesim.study.sweep.store import write_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -16,6 +14,7 @@ import numpy as np
 from moesim.errors import InputError
 from moesim.sim.serving.metrics import Recorder
 from moesim.sim.serving.summary import queue_lengths
+from moesim.study.files import write_whole
 from moesim.study.serve import ServeRun
 from moesim.study.serve_results import ServeResult
 from moesim.units import plural
@@ -53,13 +52,13 @@ def write_serve(run: ServeRun, out_dir: Path, page: str | None = None) -> list[P
         raise InputError("is a file where a directory is meant", file=str(out_dir))
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        shown = [_replace(out_dir / "report.html", lambda f: _write(f, page))] if page is not None else []
+        shown = [write_whole(out_dir / "report.html", lambda f: _write(f, page))] if page is not None else []
         return [
             *shown,
-            _replace(out_dir / "requests.csv", lambda f: _table(f, REQUEST_COLUMNS, request_rows(run.recorder))),
-            _replace(out_dir / "timeseries.csv", lambda f: _table(f, SERIES_COLUMNS, series_rows(run))),
-            _replace(out_dir / "summary.md", lambda f: _write(f, summary_text(run.result))),
-            _replace(out_dir / "results.json", lambda f: _write(f, results_json(run.result))),
+            write_whole(out_dir / "requests.csv", lambda f: _table(f, REQUEST_COLUMNS, request_rows(run.recorder))),
+            write_whole(out_dir / "timeseries.csv", lambda f: _table(f, SERIES_COLUMNS, series_rows(run))),
+            write_whole(out_dir / "summary.md", lambda f: _write(f, summary_text(run.result))),
+            write_whole(out_dir / "results.json", lambda f: _write(f, results_json(run.result))),
         ]
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror or error}", file=str(out_dir)) from error
@@ -177,20 +176,6 @@ def _with_ends(r: ServeResult, name: str, shape: str) -> str:
 
 def _or_dash(value: float | None, shape: str) -> str:
     return "-" if value is None else format(value, shape)
-
-
-def _replace(path: Path, write: Callable[[TextIO], None]) -> Path:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    staged = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            write(stream)
-        staged.chmod(0o644)
-        staged.replace(path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
-    return path
 
 
 def _table(stream: TextIO, columns: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:

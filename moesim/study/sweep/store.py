@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -127,17 +126,3 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table | None:
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException, KeyError):
         return None
-
-
-def write_text(path: Path, text: str) -> None:
-    """A whole file or none."""
-    handle, name = tempfile.mkstemp(prefix=".moesim-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as out:
-        out.write(text)
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON with sorted keys."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
