@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from moesim.cost import Bound, CostModel, OpCost
 from moesim.cost.exchange import lent_ratio
+from moesim.cost.exchange_kernels import kernels_s
 from moesim.ops import COLLECTIVES, EXCHANGES, Num, Op, OpKind, Program, Segment
 from moesim.specs.base import Origin, weakest
 
@@ -143,7 +144,8 @@ def _interleaved(program: Program, model: CostModel) -> StepEstimate:
     """Micro-batches side by side: in each kind of layer max(sum of computes C, sum of communications M, rhythm of two batches).
 
     The rhythm is the time per layer once both batches run in turn on one engine, each waiting for its own communication
-    (`_rhythm_s`). Where kernels of an exchange take compute units, compute slows by what they take (`lent_ratio`). Assumes:
+    (`_rhythm_s`). Where kernels of an exchange take compute units, compute slows by what they take (`lent_ratio`); where they
+    take the engine at both ends of an exchange, that is compute, and the exchange is shorter by it (`kernels_s`). Assumes:
     between two exchanges the slowest rank counts; ports are shared without loss; filling and draining left out.
     """
     outside = tuple(s for s in program.segments if not s.layers)
@@ -159,6 +161,7 @@ def _interleaved(program: Program, model: CostModel) -> StepEstimate:
             inner = estimate(replace(part, segments=segments, overlap=False, stage_sends=()), model)
             ratio = max(lent_ratio(s.ops, model.network, model.hardware.device) for s in segments) if segments else 1.0
             own = [line if _is_comm(line) else replace(line, time_s=line.time_s * ratio) for line in inner.lines]
+            own = _with_kernels(own, segments, model)
             compute += [line for line in own if not _is_comm(line)]
             comm += [line for line in own if _is_comm(line)]
             beside = {op.name for s in segments for op in s.ops if op.hidden_under is not None and part.overlap}
@@ -172,6 +175,22 @@ def _interleaved(program: Program, model: CostModel) -> StepEstimate:
         lines += [replace(x, time_s=x.time_s * share, hidden_s=x.time_s * (1.0 - share)) for x in comm]
         exposed_s, hidden_s = exposed_s + shown, hidden_s + comm_s - shown
     return _closed(lines, imbalance_s, exposed_s, hidden_s)
+
+
+def _with_kernels(lines: Sequence[OpLine], segments: Sequence[Segment], model: CostModel) -> list[OpLine]:
+    """Lines with a compute before each exchange whose kernels hold the engine: the longest of all ranks, mean over layers."""
+    held: dict[str, float] = {}
+    for segment in segments:
+        for op in (op for op in segment.ops if op.kind in EXCHANGES):
+            by_layer = np.atleast_2d(np.asarray(kernels_s(op, model.network), dtype=float)).max(axis=-1)
+            held[op.name] = held.get(op.name, 0.0) + float(by_layer.mean()) * segment.n_repeat
+    found: list[OpLine] = []
+    for line in lines:
+        taken_s = min(held.get(line.name, 0.0), line.time_s)
+        if taken_s > 0.0:
+            found.append(replace(line, name=f"{line.name}_kernels", kind=OpKind.ELEMENTWISE, time_s=taken_s))
+        found.append(replace(line, time_s=line.time_s - taken_s) if taken_s > 0.0 else line)
+    return found
 
 
 @dataclass(slots=True)

@@ -61,7 +61,7 @@ def test_the_price_of_imbalance_is_that_of_groups_kept_on_nodes() -> None:
     # that; balancing regardless of groups would have cost next to nothing. Nothing was fitted to the figure (docs/fabric.md).
     even = _prefill_time(RouterFamily.UNIFORM, "eplb_global")
     assert 1 - even / _prefill_time(None, "eplb") == pytest.approx(0.152, abs=0.04)
-    assert 1 - even / _prefill_time(None, "eplb_global") < 0.03
+    assert 1 - even / _prefill_time(None, "eplb_global") < 0.05
 
 
 # aiconfigurator-core 0.12.0, wideep_context_moe, H100, SGLang 0.5.10, uniform: ms of a rank's experts, 524,288 rows in the call
@@ -111,5 +111,5 @@ def test_two_micro_batches_at_ep72() -> None:
             program = instance.program(step, instance.draw(step, np.random.default_rng(1)))
             times.append(simulate(program, instance.cost, record=False).time_s)
         gains[per_rank] = times[0] / times[1]
-    assert gains[256] > 1.1
-    assert gains[32] < 1.05
+    assert gains[256] == pytest.approx(1.255, rel=0.10)
+    assert gains[32] == pytest.approx(0.73, rel=0.15)

@@ -237,9 +237,9 @@ def test_two_batches_hide_communication_and_lose_units(step: Pass) -> None:
     assert results["both"].time_s < results["plain"].time_s
     assert results["both"].exposed_comm_s < 0.6 * results["plain"].exposed_comm_s
     assert results["plain"].hidden_comm_s == pytest.approx(0.0, abs=1e-9)
-    # kernels of normal mode take 20 of 132 units from compute; low-latency kernels none
+    # kernels of normal mode take 20 of 132 units from compute; low-latency ones the engine at both ends, 40 us a time here
     ratio = results["both"].engine_busy_s.mean() / results["plain"].engine_busy_s.mean()
-    assert ratio == pytest.approx(132 / 112, rel=0.03) if step.phase is Phase.PREFILL else 1.0 <= ratio < 1.4
+    assert ratio == pytest.approx(132 / 112, rel=0.03) if step.phase is Phase.PREFILL else 1.2 <= ratio < 1.5
 
 
 @pytest.mark.parametrize("per_rank", [32, 128, 256])
@@ -322,7 +322,8 @@ def test_what_if_ranks_the_remedies_of_a_slow_nic() -> None:
     assert gains["no overlap"] <= 1.02
     assert found.wait_map_s.shape == (16, 4)
     assert ((found.port_utilisation >= 0) & (found.port_utilisation <= 1 + 1e-9)).all()
-    assert found.base.time_s == pytest.approx(found.base.exposed_comm_s + found.timeline.busy_s("compute").mean())
+    parts_s = found.base.exposed_comm_s + found.base.slower_wait_s + found.timeline.busy_s("compute").mean()
+    assert found.base.time_s == pytest.approx(parts_s)
 
 
 def test_one_rack_is_the_measured_one_where_devices_are_alike() -> None:
