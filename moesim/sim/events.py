@@ -19,6 +19,7 @@ from moesim.errors import ConservationError
 from moesim.sim.books import Books, Group, groups_of
 from moesim.sim.elements import FairPort, Gathering, QueuePort, Server, SharedTransfer, Transfer
 from moesim.sim.schedule import Exchange, Meeting, Step
+from moesim.sim.trail import Mark
 from moesim.timeline import Cause
 
 __all__ = ["run_by_event"]
@@ -69,33 +70,43 @@ class _Run:
             gathering = Gathering(self.env, self.n_ranks)
             meetings[i] = Transfer(gathering) if isinstance(group.join, Exchange) else gathering
         works = [group.work_s() for group in groups]
+        marks = [Mark(self.n_ranks) for _ in groups]
+        for mark in marks:
+            self.books.trail.enter(mark)
         for rank in range(self.n_ranks):
-            self.env.process(self.rank(rank, groups, works, meetings))
+            self.env.process(self.rank(rank, groups, works, meetings, marks))
 
     def rank(
-        self, rank: int, groups: Sequence[Group], works: Sequence[Floats | None], meetings: dict[int, Any]
+        self,
+        rank: int,
+        groups: Sequence[Group],
+        works: Sequence[Floats | None],
+        meetings: dict[int, Any],
+        marks: Sequence[Mark],
     ) -> Generator[Any, Any, None]:
         """One micro-batch of a rank beside others."""
         self.n_alive += 1
         if self.ends_s[rank] > self.env.now:
             yield self.env.timeout(self.ends_s[rank] - self.env.now)
         for index, group in enumerate(groups):
-            work = works[index]
+            work, mark = works[index], marks[index]
             if work is not None:
-                yield from self.compute(rank, group, work)
-            join = group.join
+                mark.began_s[rank], mark.end_s[rank] = yield from self.compute(rank, group, work)
+            join, mark.joined_s[rank] = group.join, self.env.now
             if isinstance(join, Meeting):
                 yield from self.meet(rank, join, meetings[index])
             elif join is not None:
                 exchange = self.exchange if join.pairs is None else self.exchange_by_pair
-                yield from exchange(rank, join, meetings[index])
+                yield from exchange(rank, join, meetings[index], mark)
+            mark.left_s[rank] = self.env.now
         self.ends_s[rank] = max(self.ends_s[rank], self.env.now)
         self.n_alive -= 1
 
-    def compute(self, rank: int, group: Group, work: Floats) -> Generator[Any, Any, None]:
-        """Hold the engine for the operators between two joins."""
+    def compute(self, rank: int, group: Group, work: Floats) -> Generator[Any, Any, tuple[float, float]]:
+        """Hold the engine for the operators between two joins; from when until when."""
         now = self.env.now
-        start, end = self.engine(rank, work, now)
+        begin, end = self.engine(rank, work, now)
+        start = begin
         self.wait(rank, "compute", group.computes[0].layer, now, start, Cause.ENGINE_BUSY)
         for step in group.computes:
             for name, seconds in step.parts:
@@ -103,6 +114,7 @@ class _Run:
                 start += float(seconds[rank])
         yield self.env.timeout(end - now)
         self.books.n_holds += len(group.computes)
+        return begin, end
 
     def engine(self, rank: int, seconds: Floats, at_s: float) -> tuple[float, float]:
         """Start and end of a job that comes to the engine now."""
@@ -128,10 +140,10 @@ class _Run:
         self.books.out_busy_s[rank] += out_s
         self.books.in_busy_s[rank] += in_s
 
-    def exchange(self, rank: int, step: Exchange, transfer: Transfer) -> Generator[Any, Any, None]:
+    def exchange(self, rank: int, step: Exchange, transfer: Transfer, mark: Mark) -> Generator[Any, Any, None]:
         """Send this rank's tokens and take in the others', while hidden operators run on the engine."""
         began, out_s, latency_s = self.env.now, float(step.out_s[rank]), float(step.latency_s[rank])
-        self.hide(rank, step, began)
+        self.hide(rank, step, began, mark)
         if transfer.shared is None:
             transfer.shared = SharedTransfer(self.env, self.in_ports, step.in_s.tolist(), step.latency_s.tolist())
         yield transfer.shared.send(rank, self.out_ports[rank], out_s)
@@ -143,10 +155,10 @@ class _Run:
         self.books.comm_s += self.env.now - began
         self.span(rank, "comm", step.name, step.layer, began, sent + latency_s)
 
-    def exchange_by_pair(self, rank: int, step: Exchange, transfer: Transfer) -> Generator[Any, Any, None]:
+    def exchange_by_pair(self, rank: int, step: Exchange, transfer: Transfer, mark: Mark) -> Generator[Any, Any, None]:
         """The same by messages: those of one exchange share ports fairly; of two, the one that began first goes first."""
         began, latency_s = self.env.now, float(step.latency_s[rank])
-        self.hide(rank, step, began)
+        self.hide(rank, step, began, mark)
         begun = max(began, self.out_free_s[rank])
         self.out_free_s[rank] = begun + float(step.out_s[rank])
         transfer.starts_s[rank] = begun
@@ -170,11 +182,13 @@ class _Run:
         sent, received, self.pair_free_s = step.pairs.finish(starts, self.pair_free_s)
         return sent, received
 
-    def hide(self, rank: int, step: Exchange, at_s: float) -> None:
+    def hide(self, rank: int, step: Exchange, at_s: float, mark: Mark) -> None:
         """Put operators that run beside an exchange on the engine."""
-        for name, row in step.hidden:
-            start, end = self.engine(rank, row, at_s)
-            self.span(rank, "compute", name, step.layer, start, end)
+        for i, (name, row) in enumerate(step.hidden):
+            start, mark.beside_end_s[rank] = self.engine(rank, row, at_s)
+            if i == 0:
+                mark.beside_began_s[rank] = start
+            self.span(rank, "compute", name, step.layer, start, float(mark.beside_end_s[rank]))
 
     def span(self, rank: int, lane: str, name: str, layer: int, start_s: float, end_s: float) -> None:
         """Record work."""
