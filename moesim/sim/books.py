@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from moesim.errors import ConservationError
 from moesim.sim.schedule import Compute, Exchange, Meeting, Step
-from moesim.sim.trail import Trail
 from moesim.timeline import Cause, Timeline
 
-__all__ = ["Books", "FlowResult", "Group", "Visit", "groups_of"]
+__all__ = ["Books", "FlowResult", "Group", "Visits", "groups_of"]
 
 Floats = NDArray[np.float64]
 
@@ -23,8 +22,9 @@ Floats = NDArray[np.float64]
 class FlowResult:
     """What a simulated pass took and where ranks worked and waited; `n_holds` is how many timed activities it had.
 
-    `own_comm_s` is time in exchanges and collectives without waiting for others, mean per rank; stages of a pipeline hand on for
-    `sends_s` in all. [R] each: `engine_busy_s`, `out_busy_s` and `in_busy_s` of engines and ports.
+    Means per rank: `exposed_comm_s` is time inside the pass in which the compute engine stands idle (transfers and waits with no
+    compute over them), `hidden_comm_s` the rest of the time spent in exchanges and collectives. [R] each: `engine_busy_s`,
+    `out_busy_s` and `in_busy_s` of engines and ports.
     """
 
     time_s: float
@@ -32,27 +32,11 @@ class FlowResult:
     waits_s: dict[Cause, float]
     bytes_sent: float
     n_holds: int
-    trail: Trail = field(default_factory=Trail, repr=False, compare=False)
-    own_comm_s: float = 0.0
-    sends_s: float = 0.0
+    exposed_comm_s: float = 0.0
+    hidden_comm_s: float = 0.0
     engine_busy_s: Floats = field(default_factory=lambda: np.zeros(0))
     out_busy_s: Floats = field(default_factory=lambda: np.zeros(0))
     in_busy_s: Floats = field(default_factory=lambda: np.zeros(0))
-
-    @property
-    def exposed_comm_s(self) -> float:
-        """Time in which the rank that the pass waits for computes nothing because of communication (`sim.trail`)."""
-        return self.trail.exposed_s + self.sends_s
-
-    @property
-    def hidden_comm_s(self) -> float:
-        """The rest of the communication of a rank: with compute over it, mean per rank."""
-        return max(0.0, self.own_comm_s - self.trail.exposed_s)
-
-    @property
-    def slower_wait_s(self) -> float:
-        """Time in which the mean rank computes nothing beyond that: it waits for slower ones."""
-        return max(0.0, self.time_s - self.exposed_comm_s - float(self.engine_busy_s.mean()))
 
     @property
     def port_utilisation(self) -> Floats:
@@ -99,23 +83,24 @@ def groups_of(steps: Iterable[Step]) -> list[Group]:
     return [*groups, Group(tuple(computes), None)]
 
 
-@dataclass(slots=True)
-class Visit:
-    """When the ranks went through a group, [R] each.
+@dataclass(frozen=True, slots=True)
+class Visits:
+    """When the ranks went through groups, one after another: [G, R] each.
 
     They come to the engine at `arrival_s`, where computes start at `begin_s`, and to the join at `joined_s`. A collective begins
-    at `met_s`. A rank's own bytes are out at `sent_s`, those for it in at `taken_s`; it goes on at `left_s`.
+    at `met_s`, [G]. A rank's own bytes are out at `sent_s`, those for it in at `taken_s`; what runs beside them starts at
+    `hidden_s`. It goes on at `left_s`. Rows that a group has no use for may hold anything.
     """
 
-    group: Group
+    groups: Sequence[Group]
     arrival_s: Floats
     begin_s: Floats
     joined_s: Floats
     left_s: Floats
-    hidden_s: Floats | None = None
-    met_s: float = 0.0
-    sent_s: Floats | None = None
-    taken_s: Floats | None = None
+    sent_s: Floats
+    taken_s: Floats
+    hidden_s: Floats
+    met_s: Floats
 
 
 class Books:
@@ -127,83 +112,76 @@ class Books:
         self.waits_s = dict.fromkeys(Cause, 0.0)
         self.engine_busy_s, self.out_busy_s, self.in_busy_s, self.ends_s = (np.zeros(n_ranks) for _ in range(4))
         self.comm_s = 0.0
-        self.trail = Trail()
         self.bytes_sent = 0.0
         self.n_holds = 0
 
-    def enter(self, visits: Sequence[Visit]) -> None:
-        """Put groups that all ranks have been through into the books.
-
-        Raises:
-            ConservationError: an exchange that nobody sent.
-        """
-        computing = [visit for visit in visits if visit.group.computes]
-        seconds = [step.seconds for visit in computing for step in visit.group.computes]
+    def enter(self, visits: Visits) -> None:
+        """Put groups that all ranks have been through into the books."""
+        groups = visits.groups
+        seconds = [step.seconds for group in groups for step in group.computes]
         self.n_holds += self.n_ranks * len(seconds)
         self.engine_busy_s += self._sum(seconds)
-        self._waited(Cause.ENGINE_BUSY, [v.arrival_s for v in computing], [v.begin_s for v in computing])
-        self._meetings([(v, v.group.join) for v in visits if isinstance(v.group.join, Meeting)])
-        self._exchanges([(v, v.group.join) for v in visits if isinstance(v.group.join, Exchange)])
-        self.trail.follow(visits)
+        computing = [g for g, group in enumerate(groups) if group.computes]
+        self._waited(Cause.ENGINE_BUSY, visits.arrival_s[computing], visits.begin_s[computing])
+        # at the end of a micro-batch nothing is joined
+        self.comm_s += float((visits.left_s - visits.joined_s)[: len(groups) - 1].sum())
+        self._meetings(visits)
+        self._exchanges(visits)
         if self.record:
-            for visit in visits:
-                self._trace(visit)
+            for g in range(len(groups)):
+                self._trace(visits, g)
 
-    def _meetings(self, met: Sequence[tuple[Visit, Meeting]]) -> None:
-        if not met:
-            return
-        self.n_holds += self.n_ranks * len(met)
-        busy = self._sum([join.seconds for _, join in met])
+    def _meetings(self, visits: Visits) -> None:
+        joins = [(g, group.join) for g, group in enumerate(visits.groups) if isinstance(group.join, Meeting)]
+        rows = [g for g, _ in joins]
+        busy = self._sum([join.seconds for _, join in joins])
+        self.n_holds += self.n_ranks * len(joins)
         self.out_busy_s += busy
         self.in_busy_s += busy
-        joined = np.array([visit.joined_s for visit, _ in met])
-        self._waited(Cause.BARRIER, joined, np.array([[visit.met_s] for visit, _ in met]))
-        self.comm_s += float((np.array([visit.left_s for visit, _ in met]) - joined).sum())
+        self._waited(Cause.BARRIER, visits.joined_s[rows], visits.met_s[rows, None])
 
-    def _exchanges(self, sent: Sequence[tuple[Visit, Exchange]]) -> None:
-        rows: list[tuple[Floats, ...]] = []
-        for visit, join in sent:
-            if visit.sent_s is None or visit.taken_s is None:
-                raise ConservationError(f"{join.name} of layer {join.layer} was never sent")
-            traffic = (visit.joined_s, visit.sent_s, visit.taken_s, visit.left_s)
-            rows.append((*traffic, join.out_s, join.in_s, join.latency_s))
-        if not sent:
+    def _exchanges(self, visits: Visits) -> None:
+        joins = [(g, group.join) for g, group in enumerate(visits.groups) if isinstance(group.join, Exchange)]
+        if not joins:
             return
-        joined, sent_at, taken, left, out_s, in_s, latency = (np.array(column) for column in zip(*rows, strict=True))
-        self.n_holds += 2 * self.n_ranks * len(sent)
+        rows = [g for g, _ in joins]
+        out_s, in_s, latency = (
+            np.array(x) for x in zip(*((j.out_s, j.in_s, j.latency_s) for _, j in joins), strict=True)
+        )
+        sent = visits.sent_s[rows]
+        self.n_holds += 2 * self.n_ranks * len(joins)
         self.out_busy_s += out_s.sum(axis=0)
         self.in_busy_s += in_s.sum(axis=0)
-        self.engine_busy_s += self._sum([seconds for _, join in sent for _, seconds in join.hidden])
-        self._waited(Cause.LINK_BUSY, joined + out_s, sent_at)
-        self._waited(Cause.DATA, np.maximum(sent_at, taken) + latency, left)
-        self.comm_s += float((left - joined).sum())
+        self.engine_busy_s += self._sum([seconds for _, join in joins for _, seconds in join.hidden])
+        self._waited(Cause.LINK_BUSY, visits.joined_s[rows] + out_s, sent)
+        self._waited(Cause.DATA, np.maximum(sent, visits.taken_s[rows]) + latency, visits.left_s[rows])
 
     def _sum(self, rows: Sequence[Floats]) -> Floats:
         return np.array(rows).sum(axis=0) if rows else np.zeros(self.n_ranks)
 
-    def _waited(self, cause: Cause, starts_s: ArrayLike, ends_s: ArrayLike) -> None:
+    def _waited(self, cause: Cause, starts_s: Floats, ends_s: Floats) -> None:
         """Waiting wherever an end is after its start."""
-        self.waits_s[cause] += float(np.maximum(np.subtract(ends_s, starts_s), 0.0).sum())
+        self.waits_s[cause] += float(np.maximum(ends_s - starts_s, 0.0).sum())
 
-    def _trace(self, visit: Visit) -> None:
+    def _trace(self, visits: Visits, g: int) -> None:
         """Spans of one group."""
-        at, join = visit.begin_s, visit.group.join
-        for i, step in enumerate(visit.group.computes):
+        at, join, joined = visits.begin_s[g], visits.groups[g].join, visits.joined_s[g]
+        for i, step in enumerate(visits.groups[g].computes):
             if i == 0:
-                self.span("compute", "wait", step.layer, visit.arrival_s, at, Cause.ENGINE_BUSY)
+                self.span("compute", "wait", step.layer, visits.arrival_s[g], at, Cause.ENGINE_BUSY)
             self.spans("compute", step.parts, step.layer, at)
             at = at + step.seconds
         if isinstance(join, Meeting):
-            met = np.full(self.n_ranks, visit.met_s)
-            self.span("comm", "wait", join.layer, visit.joined_s, met, Cause.BARRIER)
-            self.span("comm", join.name, join.layer, met, visit.left_s)
-        elif join is not None and visit.sent_s is not None and visit.taken_s is not None:
-            if visit.hidden_s is not None:
-                self.spans("compute", join.hidden, join.layer, visit.hidden_s)
-            self.span("comm", "wait", join.layer, visit.joined_s + join.out_s, visit.sent_s, Cause.LINK_BUSY)
-            landed = np.maximum(visit.sent_s, visit.taken_s) + join.latency_s
-            self.span("comm", "wait", join.layer, landed, visit.left_s, Cause.DATA)
-            self.span("comm", join.name, join.layer, visit.joined_s, visit.sent_s + join.latency_s)
+            met = np.full(self.n_ranks, visits.met_s[g])
+            self.span("comm", "wait", join.layer, joined, met, Cause.BARRIER)
+            self.span("comm", join.name, join.layer, met, visits.left_s[g])
+        elif join is not None:
+            self.spans("compute", join.hidden, join.layer, visits.hidden_s[g])
+            sent = visits.sent_s[g]
+            landed = np.maximum(sent, visits.taken_s[g]) + join.latency_s
+            self.span("comm", "wait", join.layer, joined + join.out_s, sent, Cause.LINK_BUSY)
+            self.span("comm", "wait", join.layer, landed, visits.left_s[g], Cause.DATA)
+            self.span("comm", join.name, join.layer, joined, sent + join.latency_s)
 
     def span(
         self, lane: str, name: str, layer: int, start_s: Floats, end_s: Floats, cause: Cause | None = None
@@ -236,10 +214,11 @@ class Books:
     def result(self, sends_s: float) -> FlowResult:
         """Close the books; stages of a pipeline hand on for `sends_s` in all."""
         n = self.n_ranks
-        end, self.trail.ends_s = float(self.ends_s.max()), self.ends_s
-        own_s = self.comm_s - self.waits_s[Cause.BARRIER] - self.waits_s[Cause.DATA]
+        end = float(self.ends_s.max())
+        exposed = end - float(self.engine_busy_s.mean())
         return FlowResult(
             time_s=end + sends_s, timeline=self.timeline, waits_s={c: s / n for c, s in self.waits_s.items()},
-            bytes_sent=self.bytes_sent, n_holds=self.n_holds, trail=self.trail, own_comm_s=own_s / n, sends_s=sends_s,
-            engine_busy_s=self.engine_busy_s, out_busy_s=self.out_busy_s, in_busy_s=self.in_busy_s,
+            bytes_sent=self.bytes_sent, n_holds=self.n_holds, exposed_comm_s=exposed + sends_s,
+            hidden_comm_s=max(0.0, self.comm_s / n - exposed), engine_busy_s=self.engine_busy_s,
+            out_busy_s=self.out_busy_s, in_busy_s=self.in_busy_s,
         )  # fmt: skip

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import numpy as np
 
-from moesim.sim.books import Books, Group, Visit, groups_of
+from moesim.sim.books import Books, Group, Visits, groups_of
 from moesim.sim.schedule import Exchange, Meeting, Step
 from moesim.sim.twin_few import FewRanks
 from moesim.sim.twin_many import ManyRanks
@@ -38,12 +37,10 @@ def run_twins(batches: Sequence[Sequence[Step]], books: Books, *, n_few: int = N
     ranks = FewRanks(books.ends_s) if books.n_ranks <= n_few else ManyRanks(books.ends_s)
     run = _Run([groups_of(steps) for steps in batches], ranks)
     run.run()
-    ends = []
-    for i, batch in enumerate(run.batches):
-        logs = ranks.logs(i)
-        books.enter(batch.visits(logs))
-        ends.append(logs[-1].joined_s)
-    books.ends_s = np.maximum(*ends)
+    logs = [ranks.log(i) for i in (0, 1)]
+    for batch, log in zip(run.batches, logs, strict=True):
+        books.enter(batch.visits(log))
+    books.ends_s = np.maximum(*(log.joined_s[-1] for log in logs))
     for steps in batches:
         books.balance(steps)
 
@@ -73,20 +70,17 @@ class _Batch:
         self.has_started = False
         return self.passage.group
 
-    def visits(self, logs: Sequence[Log]) -> list[Visit]:
+    def visits(self, log: Log) -> Visits:
         """Everything that happened, once it is over."""
-        found = []
-        for passage, log, following in zip_longest(self.passages, logs, logs[1:]):
-            join = passage.group.join
-            visit = Visit(passage.group, log.arrivals_s, log.begins_s, log.joined_s, log.joined_s)
-            visit.met_s = passage.met_s
-            if following is not None:
-                visit.left_s = following.arrivals_s
-            if isinstance(join, Exchange) and passage.in_job is not None:
-                visit.sent_s, visit.taken_s = log.sent_s, passage.in_job.end_s
-                visit.hidden_s = log.beside_begins_s if join.hidden else None
-            found.append(visit)
-        return found
+        passages = self.passages
+        left = np.concatenate([log.arrivals_s[1:], log.joined_s[-1:]])
+        nothing = log.joined_s[0]
+        taken = np.array([nothing if passage.in_job is None else passage.in_job.end_s for passage in passages])
+        met = np.array([passage.met_s for passage in passages])
+        return Visits(
+            [passage.group for passage in passages], log.arrivals_s, log.begins_s, log.joined_s, left, log.sent_s, taken,
+            log.beside_begins_s, met,
+        )  # fmt: skip
 
 
 class _Run:
@@ -137,8 +131,11 @@ class _Run:
             return False
         elif not batch.has_started:
             batch.has_started = True
+            had_tail = ranks.has_tail(i)
+            if had_tail:
+                ranks.settle(at_s)
             batch.passage.in_job = self.in_ports.start(at_s, join.in_s)
-            return self.gates_move()
+            return self.gates_move() or had_tail
         elif ranks.has_tail(i):
             ranks.settle(at_s)
         else:

@@ -59,7 +59,7 @@ class _Rank:
     def settle(self, at_s: float) -> None:
         """Fix what happened until now: a collective that it left, jobs that came to the engine."""
         a, b = self.a, self.b
-        if a.is_in or b.is_in:
+        if (a.is_in and a.floor_s <= at_s) or (b.is_in and b.floor_s <= at_s):
             self._leave(at_s)
         while True:
             side = a if a.at_s <= b.at_s else b
@@ -78,47 +78,56 @@ class _Rank:
             side.at_s, side.n_past = NEVER, 2
 
     def _leave(self, at_s: float) -> None:
-        leaving = [side for side in (self.a, self.b) if side.is_in and side.floor_s <= at_s]
-        for side in leaving:
-            (self.b if side is self.a else self.a).later_s += self.shared_s
-        for side in leaving:
-            # a job to come has not been delayed by anything yet
-            side.is_in, side.later_s = False, 0.0
+        a, b = self.a, self.b
+        a_leaves, b_leaves = a.is_in and a.floor_s <= at_s, b.is_in and b.floor_s <= at_s
+        # a job to come has not been delayed by anything yet
+        if a_leaves:
+            a.is_in, a.later_s = False, 0.0
+            b.later_s += 0.0 if b_leaves else self.shared_s
+        if b_leaves:
+            b.is_in, b.later_s = False, 0.0
+            a.later_s += 0.0 if a_leaves else self.shared_s
 
     def look_ahead(self) -> None:
         """What would happen if no further event of all ranks came."""
         a, b = self.a, self.b
         if a.is_in or b.is_in:
-            # ends of collectives first: what follows them cannot come before them
-            inside = [side for side in (a, b) if side.is_in]
-            for side in inside:
-                side.floor_s = NEVER
-                side.enter()
-            self._expect()
-            for side in inside:
+            self._look_at_ends()
+        if a.n_past == 0 or b.n_past == 0:
+            self._compute()
+        self._send()
+
+    def _look_at_ends(self) -> None:
+        """Ends of collectives first: what follows them cannot come before them, so the other batch has the engine to itself."""
+        a, b = self.a, self.b
+        for side in (a, b):
+            if side.n_past == 0 and not side.is_in:
+                side.joined_s = (side.at_s if side.at_s > self.free_s else self.free_s) + side.now_s
+        self._send()
+        for side in (a, b):
+            if side.is_in:
                 side.floor_s = side.sent_s
                 side.enter()
-        self._expect()
 
-    def _expect(self) -> None:
-        """When each is through with its first job, in order of arrival; then, when it has sent or left its collective."""
+    def _compute(self) -> None:
+        """When each is through with its first job, in order of arrival."""
+        x, y = self.a, self.b
+        if x.at_s > y.at_s:
+            x, y = y, x
+        end = (x.at_s if x.at_s > self.free_s else self.free_s) + x.now_s
+        if x.n_past == 0:
+            x.joined_s = end
+            if x.beside_s is not None and y.at_s > end:
+                # x's second job comes at the end of its first, so before y's first
+                end += x.beside_s
+        if y.n_past == 0:
+            y.joined_s = (y.at_s if y.at_s > end else end) + y.now_s
+
+    def _send(self) -> None:
+        """When each has sent, or is through with its collective."""
         a, b = self.a, self.b
-        if a.n_past == 0 or b.n_past == 0:
-            x, y = (a, b) if a.at_s <= b.at_s else (b, a)
-            end = (x.at_s if x.at_s > self.free_s else self.free_s) + x.now_s
-            if x.n_past == 0:
-                x.joined_s = end
-                if x.beside_s is not None and y.at_s > end:
-                    # x's second job comes at the end of its first, so before y's first
-                    end += x.beside_s
-            if y.n_past == 0:
-                y.joined_s = (y.at_s if y.at_s > end else end) + y.now_s
-        start_a, work_a = a.joined_s, a.out_s
-        if a.is_in:
-            start_a, work_a = a.since_s, a.met_s
-        start_b, work_b = b.joined_s, b.out_s
-        if b.is_in:
-            start_b, work_b = b.since_s, b.met_s
+        start_a, work_a = (a.since_s, a.met_s) if a.is_in else (a.joined_s, a.out_s)
+        start_b, work_b = (b.since_s, b.met_s) if b.is_in else (b.joined_s, b.out_s)
         end_a, end_b = start_a + work_a + a.later_s, start_b + work_b + b.later_s
         rest, work = (end_a - start_b, work_b) if start_a <= start_b else (end_b - start_a, work_a)
         shared = 0.0 if rest <= 0.0 else rest if rest < work else work
@@ -211,11 +220,10 @@ class FewRanks:
         """When the first of those joins again."""
         return min([side.joined_s for side in self._sides[i] if side.is_in])
 
-    def logs(self, i: int) -> list[Log]:
-        """What happened in each group of a batch."""
+    def log(self, i: int) -> Log:
+        """What happened in the groups of a batch."""
         self._log(i)
-        times = np.array(self._logs[i]).reshape(-1, len(self._ranks), 5)
-        return [Log(*rows) for rows in times.transpose(0, 2, 1)]
+        return Log(*np.array(self._logs[i]).reshape(-1, len(self._ranks), 5).transpose(2, 0, 1))
 
     def _log(self, i: int) -> None:
         log = self._logs[i]

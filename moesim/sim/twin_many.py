@@ -32,7 +32,8 @@ class _Half:
         """On to the next group."""
         self.chain = Chain(group.work_s(), group.beside_s(), len(self.in_ends_s))
         self.chains.append(self.chain)
-        self.out_s = group.join.out_s if isinstance(group.join, Exchange) else None
+        # a collective or an end shares no port that way: no work
+        self.out_s: Floats | float = group.join.out_s if isinstance(group.join, Exchange) else 0.0
         self.later_s: Floats | float = 0.0
         self.sent_s: Floats = self.chain.at_s
         if self.tail is None:
@@ -42,9 +43,9 @@ class _Half:
         """When ranks go on from the last join, as far as is known."""
         return np.maximum(self.floor_s, self.in_ends_s) + self.latency_s
 
-    def job(self) -> tuple[Floats | float, Floats | float]:
+    def job(self) -> tuple[Floats, Floats | float]:
         """Start and work of what a rank has, or will have next, on its port out."""
-        start, work = (NEVER, 0.0) if self.out_s is None else (self.chain.expected_s, self.out_s)
+        start, work = self.chain.expected_s, self.out_s
         if self.tail is None:
             return start, work
         return np.where(self.tail, self.tail_at_s, start), np.where(self.tail, self.tail_work_s, work)
@@ -123,7 +124,7 @@ class ManyRanks:
         expect_both(a.chain, b.chain, self._free_s)
         (start_a, work_a), (start_b, work_b) = a.job(), b.job()
         end_a, end_b = start_a + work_a + a.later_s, start_b + work_b + b.later_s
-        a_first = np.asarray(start_a) <= start_b
+        a_first = start_a <= start_b
         rest = np.where(a_first, end_a - start_b, end_b - start_a)
         self._shared_s = np.minimum(np.maximum(rest, 0.0), np.where(a_first, work_b, work_a))
         a.sent_s, b.sent_s = end_a + self._shared_s, end_b + self._shared_s
@@ -149,11 +150,9 @@ class ManyRanks:
         half = self._halves[i]
         return smallest(half.chain.expected_s[half.tail])
 
-    def logs(self, i: int) -> list[Log]:
-        """What happened in each group of a batch."""
+    def log(self, i: int) -> Log:
+        """What happened in the groups of a batch."""
         half = self._halves[i]
-        half.sent.append(half.sent_s)
-        return [
-            Log(chain.arrivals_s, chain.begins_s, chain.joined_s, chain.beside_begins_s, sent)
-            for chain, sent in zip(half.chains, half.sent, strict=True)
-        ]
+        rows = [(c.arrivals_s, c.begins_s, c.joined_s, c.beside_begins_s) for c in half.chains]
+        arrivals, begins, joined, beside_begins = (np.array(column) for column in zip(*rows, strict=True))
+        return Log(arrivals, begins, joined, beside_begins, np.array([*half.sent, half.sent_s]))

@@ -16,7 +16,7 @@ NEVER = 1e30
 
 
 class Log(NamedTuple):
-    """When ranks went through a group, [R] each: to the engine, from its queue, to the join, work beside that, sent."""
+    """When ranks went through groups, [G, R] each: to the engine, from its queue, to the join, work beside that, sent."""
 
     arrivals_s: Floats
     begins_s: Floats
