@@ -178,6 +178,42 @@ def plan(
 
 
 @app.command(epilog=EXIT_CODES)
+def placement(
+    model: Annotated[str, typer.Option(help="A MoE by name, Hugging Face id, card, or config.json.")],
+    hardware: Annotated[str, typer.Option(help="Cluster or device, by name or file.")],
+    ep: Annotated[int, typer.Option(min=2, max=MOST_RANKS, help="Ranks that share the experts out; attention-DP on each.")],
+    routing: Annotated[
+        list[str] | None, typer.Option(help="FAMILY:SKEW, preset:NAME or trace:FILE; repeat it to compare.")
+    ] = None,
+    redundant: Annotated[list[int] | None, typer.Option(min=0, help="Expert slots beyond one each; repeat it.")] = None,
+    study: Annotated[
+        list[str] | None,
+        typer.Option(help="price, window, copies, locality, limits (repeat it), or all that apply: all."),
+    ] = None,
+    phase: Annotated[str, typer.Option(help="prefill or decode.")] = "decode",
+    batch_per_rank: Annotated[int, typer.Option(min=1, max=2**16, help="Sequences on each rank.")] = 128,
+    context: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens cached (decode) or new (prefill).")] = 4096,
+    engine: Annotated[str, typer.Option(help="analytic or flow (price only).")] = "analytic",
+    overlap: Annotated[bool, typer.Option(help="Two micro-batches interleaved (price only).")] = False,
+    drift: Annotated[str, typer.Option(help="stationary, cycle, switch or walk (window).")] = "cycle",
+    steps: Annotated[int, typer.Option(min=2, max=10**5, help="Steps of the drifting load (window).")] = 400,
+    period: Annotated[list[int] | None, typer.Option(min=1, help="Steps between placements (window); repeat it.")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Calibration (price); the device's own by default.")] = None,
+    seed: Seed = 0,
+    json: Json = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for placement.json and a CSV for each study.")] = None,
+) -> None:
+    """Say where experts should lie and what imbalance costs in milliseconds, tokens per second and dollars."""
+    from moesim.cli.placement import PlacementArguments, placement_command
+
+    placement_command(
+        PlacementArguments(model, hardware, ep, routing or ["uniform"], redundant or [0], study or ["price"], phase,
+                           batch_per_rank, context, engine, overlap, drift, steps, period or [10, 50, 200], calibration, seed,
+                           json, out)
+    )  # fmt: skip
+
+
+@app.command(epilog=EXIT_CODES)
 def explain(
     row: Annotated[str, typer.Argument(help="A run's name, its number (1 is below the header), or TABLE.csv:ROW.")],
     table: Annotated[Path | None, typer.Option(help="CSV of serving runs (docs/validation.md).")] = None,

@@ -90,6 +90,12 @@ class RoutingSpec(Frozen):
     capacity_factor: Number | None = Field(default=None, gt=0, le=1e6)
     placement: PlacementSpec = PlacementSpec()
 
+    @property
+    def label(self) -> str:
+        """The family with its number or name, as on the command line."""
+        detail = self.skew if self.skew is not None else self.preset or self.trace
+        return self.family.value if detail is None else f"{self.family.value}:{detail}"
+
     @model_validator(mode="after")
     def _family_has_what_it_needs(self) -> Self:
         needs = {

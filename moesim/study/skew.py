@@ -15,15 +15,14 @@ from moesim.analytic import estimate
 from moesim.cost import CostModel, usd_per_million_tokens
 from moesim.errors import InputError
 from moesim.lowering import Pass, Routed, expert_layout, route_model
-from moesim.lowering.route import Counts, tokens_per_source
+from moesim.lowering.route import Counts, place_experts, tokens_per_source
 from moesim.memory import Outcome
 from moesim.ops import Phase
-from moesim.routing import Placement, contiguous, eplb_global, max_over_mean
-from moesim.routing.placement import trivial
+from moesim.routing import Placement, RouterModel, max_over_mean
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import Overlap, ParallelSpec
-from moesim.specs.routing import PlacementKind, RouterFamily, RoutingSpec
+from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, RoutingSpec
 from moesim.specs.scenario import Engine
 from moesim.study.calibrated import calibration_for
 from moesim.study.instance import Instance
@@ -39,7 +38,7 @@ __all__ = [
     "price_of_skew",
 ]
 
-Skew = float | str
+Skew = float | str | RoutingSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class SkewPoint:
     flow); `redundant_bytes_per_rank` is what extra slots cost in memory, `fits` whether the fullest rank still has room.
     """
 
-    skew: Skew
+    skew: float | str
     ep_size: int
     placement: str
     n_redundant: int
@@ -119,11 +118,11 @@ def price_of_skew(
     Args:
         model: a MoE.
         hardware: cluster by name (each EP size takes its first devices), or itself.
-        skews: parameter of `family`, or the name of a router preset.
+        skews: parameter of `family`, the name of a router preset, or a router's spec.
         ep_sizes: R.
         redundant: slots beyond E; rounded up so that R divides all slots.
-        placements: `contiguous` is experts in order (from the start again in redundant slots); `eplb_global` knows the router's
-            true probabilities, the best a long window can give.
+        placements: `contiguous` is experts in order (from the start again in redundant slots); `eplb` and `eplb_global` know the
+            router's true probabilities, the best a long window can give (`eplb` keeps groups on nodes where nodes divide them).
         phase: a decode step at `context`, or a prefill of `context` tokens per sequence over `cached` ones.
         batch_per_rank: sequences on each rank.
         context: tokens.
@@ -144,6 +143,7 @@ def price_of_skew(
     points, known = [], None
     for skew in skews:
         spec = _spec(skew, family)
+        label = spec.label if isinstance(skew, RoutingSpec) else skew
         base: Routed | None = None
         for n_ranks in ep_sizes:
             hw = hardware_for(hardware, n_ranks) if isinstance(hardware, str) else hardware.with_n_devices(n_ranks)
@@ -158,7 +158,7 @@ def price_of_skew(
                     placed = placed_instance(instance, kind)
                     step = _step(placed, phase, batch_per_rank * n_ranks, context, cached)
                     rng = np.random.default_rng(seed + 1)
-                    points.append(_point(placed, kind, skew, step, context + cached, engine, n_draws, rng))
+                    points.append(_point(placed, kind, label, step, context + cached, engine, n_draws, rng))
     return SkewStudy(
         tuple(points), model.name, hardware if isinstance(hardware, str) else hardware.name, phase.value, engine.value,
         known.name if known else "default efficiencies (assumption)",
@@ -172,29 +172,32 @@ def placed_instance(instance: Instance, how: PlacementKind | Placement) -> Insta
     """The instance with its experts on `instance.parallel`'s ranks and slots, redundant ones included.
 
     Raises:
-        InputError: a kind of placement that is not contiguous or EPLB, or a placement for a model of several kinds of MoE layers.
+        InputError: a kind of placement that needs more than the router, or one placement for several kinds of MoE layers.
     """
     if instance.routed is None:
         raise InputError("needs a MoE model", field="model", value=instance.model.name)
     routed, parallel = instance.routed, instance.parallel
-    n_ranks = parallel.ep_size
-    placements = {}
-    for key, router in routed.routers.items():
-        n_slots = router.n_experts + parallel.redundant_experts
-        if isinstance(how, Placement):
-            placements[key] = how
-        elif how is PlacementKind.EPLB_GLOBAL:
-            placements[key] = eplb_global(router.inclusion_probability(), n_ranks, n_slots)
-        elif how is PlacementKind.CONTIGUOUS:
-            plain = n_slots == router.n_experts
-            placements[key] = (
-                contiguous(router.n_experts, n_ranks) if plain else trivial(router.n_experts, n_ranks, n_slots)
-            )
-        else:
-            raise InputError("not swept here", field="placement", value=how.value, allowed="contiguous or eplb_global")
-    if isinstance(how, Placement) and (len(placements) > 1 or how.n_ranks != n_ranks):
+    placements = {
+        key: how if isinstance(how, Placement) else _placed(instance, how, key, router)
+        for key, router in routed.routers.items()
+    }
+    if isinstance(how, Placement) and (len(placements) > 1 or how.n_ranks != parallel.ep_size):
         raise InputError("one placement for all MoE layers, on ep_size ranks", field="placement", value=how.n_ranks)
     return replace(instance, routed=replace(routed, placements=placements))
+
+
+def _placed(instance: Instance, how: PlacementKind, key: tuple[int, int], router: RouterModel) -> Placement:
+    if how is PlacementKind.GIVEN:
+        raise InputError(
+            "not swept here", field="placement", value=how.value, allowed="contiguous, eplb, locality, ..."
+        )
+    kind = PlacementKind.TRIVIAL if how is PlacementKind.CONTIGUOUS and instance.parallel.redundant_experts else how
+    n_group = max(
+        layer.ffn.n_group for layer, _ in instance.model.layer_kinds
+        if isinstance(layer.ffn, MoeFfn) and (layer.ffn.n_routed_experts, layer.ffn.num_experts_per_tok) == key
+    )  # fmt: skip
+    domain = instance.hardware.scale_up_domain_size
+    return place_experts(PlacementSpec(kind=kind), router, instance.parallel, domain, n_group, None)
 
 
 def even_counts(instance: Instance, step: Pass) -> Counts:
@@ -234,7 +237,7 @@ def only_moe_block(model: ModelSpec) -> MoeFfn:
 
 
 def _point(
-    instance: Instance, kind: PlacementKind, skew: Skew, step: Pass, longest: int, engine: Engine, n_draws: int,
+    instance: Instance, kind: PlacementKind, skew: float | str, step: Pass, longest: int, engine: Engine, n_draws: int,
     rng: np.random.Generator,
 ) -> SkewPoint:  # fmt: skip
     times, ratios = [], []
@@ -288,6 +291,8 @@ def _step(instance: Instance, phase: Phase, batch: int, context: int, cached: in
 
 
 def _spec(skew: Skew, family: RouterFamily) -> RoutingSpec:
+    if isinstance(skew, RoutingSpec):
+        return skew
     if isinstance(skew, str):
         return RoutingSpec(family=RouterFamily.PRESET, preset=skew)
     if skew == 0:
