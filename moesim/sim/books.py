@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import ConservationError
 from moesim.sim.schedule import Compute, Exchange, Meeting, Step
+from moesim.sim.trail import Trail
 from moesim.timeline import Cause, Timeline
 
 __all__ = ["Books", "FlowResult", "Group", "Visits", "groups_of"]
@@ -22,9 +23,8 @@ Floats = NDArray[np.float64]
 class FlowResult:
     """What a simulated pass took and where ranks worked and waited; `n_holds` is how many timed activities it had.
 
-    Means per rank: `exposed_comm_s` is time inside the pass in which the compute engine stands idle (transfers and waits with no
-    compute over them), `hidden_comm_s` the rest of the time spent in exchanges and collectives. [R] each: `engine_busy_s`,
-    `out_busy_s` and `in_busy_s` of engines and ports.
+    `own_comm_s` is time in exchanges and collectives without waiting for others, mean per rank; stages of a pipeline hand on for
+    `sends_s` in all. [R] each: `engine_busy_s`, `out_busy_s` and `in_busy_s` of engines and ports.
     """
 
     time_s: float
@@ -32,11 +32,27 @@ class FlowResult:
     waits_s: dict[Cause, float]
     bytes_sent: float
     n_holds: int
-    exposed_comm_s: float = 0.0
-    hidden_comm_s: float = 0.0
+    trail: Trail = field(default_factory=Trail, repr=False, compare=False)
+    own_comm_s: float = 0.0
+    sends_s: float = 0.0
     engine_busy_s: Floats = field(default_factory=lambda: np.zeros(0))
     out_busy_s: Floats = field(default_factory=lambda: np.zeros(0))
     in_busy_s: Floats = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def exposed_comm_s(self) -> float:
+        """Time in which the rank that the pass waits for computes nothing because of communication (`sim.trail`)."""
+        return self.trail.exposed_s + self.sends_s
+
+    @property
+    def hidden_comm_s(self) -> float:
+        """The rest of the communication of a rank: with compute over it, mean per rank."""
+        return max(0.0, self.own_comm_s - self.trail.exposed_s)
+
+    @property
+    def slower_wait_s(self) -> float:
+        """Time in which the mean rank computes nothing beyond that: it waits for slower ones."""
+        return max(0.0, self.time_s - self.exposed_comm_s - float(self.engine_busy_s.mean()))
 
     @property
     def port_utilisation(self) -> Floats:
@@ -112,6 +128,7 @@ class Books:
         self.waits_s = dict.fromkeys(Cause, 0.0)
         self.engine_busy_s, self.out_busy_s, self.in_busy_s, self.ends_s = (np.zeros(n_ranks) for _ in range(4))
         self.comm_s = 0.0
+        self.trail = Trail()
         self.bytes_sent = 0.0
         self.n_holds = 0
 
@@ -127,6 +144,7 @@ class Books:
         self.comm_s += float((visits.left_s - visits.joined_s)[: len(groups) - 1].sum())
         self._meetings(visits)
         self._exchanges(visits)
+        self.trail.follow(visits)
         if self.record:
             for g in range(len(groups)):
                 self._trace(visits, g)
@@ -214,11 +232,10 @@ class Books:
     def result(self, sends_s: float) -> FlowResult:
         """Close the books; stages of a pipeline hand on for `sends_s` in all."""
         n = self.n_ranks
-        end = float(self.ends_s.max())
-        exposed = end - float(self.engine_busy_s.mean())
+        end, self.trail.ends_s = float(self.ends_s.max()), self.ends_s
+        own_s = self.comm_s - self.waits_s[Cause.BARRIER] - self.waits_s[Cause.DATA]
         return FlowResult(
             time_s=end + sends_s, timeline=self.timeline, waits_s={c: s / n for c, s in self.waits_s.items()},
-            bytes_sent=self.bytes_sent, n_holds=self.n_holds, exposed_comm_s=exposed + sends_s,
-            hidden_comm_s=max(0.0, self.comm_s / n - exposed), engine_busy_s=self.engine_busy_s,
-            out_busy_s=self.out_busy_s, in_busy_s=self.in_busy_s,
+            bytes_sent=self.bytes_sent, n_holds=self.n_holds, trail=self.trail, own_comm_s=own_s / n, sends_s=sends_s,
+            engine_busy_s=self.engine_busy_s, out_busy_s=self.out_busy_s, in_busy_s=self.in_busy_s,
         )  # fmt: skip

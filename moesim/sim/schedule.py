@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from moesim.cost import CostModel
 from moesim.cost.collectives import port_times
 from moesim.cost.exchange import lent_ratio
+from moesim.cost.exchange_kernels import kernels_s
 from moesim.errors import InputError
 from moesim.ops import EXCHANGES, ElementwiseShape, ExchangeShape, Lane, Num, Op, Program, Segment
 from moesim.sim.options import FlowOptions, Granularity
@@ -120,7 +121,12 @@ class _Table:
         self.slow_port = _factors(options.slow_links, program.n_ranks)
         self.ratio = lent_ratio(segment.ops, model.network, model.hardware.device) if lends else 1.0
         self.seconds = [self._seconds(op, model) for op in segment.ops]
+        self.names = [op.name for op in segment.ops]
+        self.kernels: dict[int, int] = {}
         self.ports = {i: self._ports(op, model) for i, op in enumerate(segment.ops) if op.kind in EXCHANGES}
+        if lends:
+            for i in self.ports:
+                self._give_kernels(i, self._full(kernels_s(segment.ops[i], model.network)))
         self.pairs: dict[int, list[PairTimes]] = {}
         if options.granularity is not Granularity.RANK:
             self.pairs = {i: self._pairs(i, op, model) for i, op in enumerate(segment.ops) if op.kind in EXCHANGES}
@@ -154,6 +160,18 @@ class _Table:
             out_s, in_s = out_s * self.slow_port, in_s * self.slow_port
         return out_s, in_s, latency_s, self._full(op.work.read_bytes), self._full(op.work.write_bytes)
 
+    def _give_kernels(self, i: int, held_s: Floats) -> None:
+        """Take what an exchange's kernels hold the engine off its own time, latency first, and keep it as a compute before it."""
+        if not held_s.any():
+            return
+        out_s, in_s, latency_s, *n_bytes = self.ports[i]
+        held_s = np.minimum(held_s, latency_s + np.minimum(out_s, in_s))
+        rest_s = np.maximum(held_s - latency_s, 0.0)
+        self.ports[i] = (out_s - rest_s, in_s - rest_s, latency_s - (held_s - rest_s), *n_bytes)
+        self.kernels[i] = len(self.seconds)
+        self.names.append(f"{self.names[i]}_kernels")
+        self.seconds.append(held_s * self.slow)
+
     def _pairs(self, i: int, op: Op, model: CostModel) -> list[PairTimes]:
         shape = op.shape
         if not isinstance(shape, ExchangeShape) or shape.pairs is None:
@@ -182,6 +200,8 @@ class _Table:
             if op.lane is Lane.COMPUTE:
                 pending.append(i)
                 continue
+            if i in self.kernels:
+                pending.append(self.kernels[i])
             if pending:
                 columns.append(self._computes(pending))
                 pending = []
@@ -212,7 +232,7 @@ class _Table:
 
     def _named(self, which: Sequence[int]) -> list[tuple[tuple[str, Row], ...]]:
         """Names and times of some operators, for each layer."""
-        names = [self.ops[i].name for i in which]
+        names = [self.names[i] for i in which]
         if all(len(self.seconds[i]) == 1 for i in which):
             return [tuple(zip(names, (self.seconds[i][0] for i in which), strict=True))] * self.shape[0]
         columns = [self._rows(self.seconds[i]) for i in which]

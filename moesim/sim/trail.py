@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from moesim.sim.books import Visit
+    from moesim.sim.books import Visits
 
 __all__ = ["Mark", "Trail"]
 
@@ -40,24 +40,32 @@ class Trail:
     """When engines worked, and when ranks came to exchanges and collectives and left them."""
 
     def __init__(self) -> None:
-        self.works: list[tuple[Floats, Floats]] = []
-        self.joins: list[tuple[Floats, Floats]] = []
+        self._visits: list[Visits] = []
+        self._marks: list[Mark] = []
         self.ends_s: Floats = np.zeros(1)
 
-    def follow(self, visits: Sequence[Visit]) -> None:
+    def follow(self, visits: Visits) -> None:
         """Groups that all ranks have been through."""
-        for visit in visits:
-            self.works.append((visit.begin_s, visit.joined_s))
-            beside = visit.group.beside_s()
-            if beside is not None and visit.hidden_s is not None:
-                self.works.append((visit.hidden_s, visit.hidden_s + beside))
-            if visit.group.join is not None:
-                self.joins.append((visit.joined_s, visit.left_s))
+        self._visits.append(visits)
 
     def enter(self, mark: Mark) -> None:
         """A group that processes fill in as they go."""
-        self.works += [(mark.began_s, mark.end_s), (mark.beside_began_s, mark.beside_end_s)]
-        self.joins.append((mark.joined_s, mark.left_s))
+        self._marks.append(mark)
+
+    def works(self) -> list[tuple[Floats, Floats]]:
+        """When jobs of engines began and ended, [R] or [n, R] each."""
+        found = [(visits.begin_s, visits.joined_s) for visits in self._visits]
+        for visits in self._visits:
+            besides = [(visits.hidden_s[g], group.beside_s()) for g, group in enumerate(visits.groups)]
+            found += [(began, began + seconds) for began, seconds in besides if seconds is not None]
+        for mark in self._marks:
+            found += [(mark.began_s, mark.end_s), (mark.beside_began_s, mark.beside_end_s)]
+        return found
+
+    def joins(self) -> list[tuple[Floats, Floats]]:
+        """When ranks came to exchanges and collectives and left them, [R] or [n, R] each; at the end there is none."""
+        found = [(visits.joined_s[:-1], visits.left_s[:-1]) for visits in self._visits]
+        return found + [(mark.joined_s, mark.left_s) for mark in self._marks]
 
     @cached_property
     def exposed_s(self) -> float:
@@ -70,8 +78,8 @@ class _Walk:
 
     def __init__(self, trail: Trail) -> None:
         self.ends_s = trail.ends_s
-        self.began, self.ended = _by_rank(trail.works, len(trail.ends_s))
-        self.joined, self.left = _by_rank(trail.joins, len(trail.ends_s))
+        self.began, self.ended = _by_rank(trail.works(), len(trail.ends_s))
+        self.joined, self.left = _by_rank(trail.joins(), len(trail.ends_s))
         self.close_s = CLOSE * max(float(trail.ends_s.max()), 1e-30)
 
     def exposed_s(self) -> float:
@@ -116,5 +124,5 @@ class _Walk:
 def _by_rank(times: Sequence[tuple[Floats, Floats]], n_ranks: int) -> tuple[Floats, Floats]:
     if not times:
         return np.zeros((n_ranks, 0)), np.zeros((n_ranks, 0))
-    starts, ends = (np.array(column).T.copy() for column in zip(*times, strict=True))
+    starts, ends = (np.vstack(column).T.copy() for column in zip(*times, strict=True))
     return starts, ends

@@ -47,12 +47,15 @@ def _compare(run: Callable[[Books], None], reference: Callable[[Books], None], s
         used = Books(len(starts_s), record=True)
         used.ends_s = starts_s.copy()
         way(used)
+        used.trail.ends_s = used.ends_s
         books.append(used)
     mine, theirs = books
     for name in ("ends_s", "engine_busy_s", "out_busy_s", "in_busy_s"):
         np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), rtol=1e-9, err_msg=name)
     assert mine.n_holds == theirs.n_holds
     assert mine.comm_s == pytest.approx(theirs.comm_s, rel=1e-9)
+    assert mine.trail.exposed_s == pytest.approx(theirs.trail.exposed_s, rel=1e-9, abs=1e-9)
+    assert -1e-9 <= mine.trail.exposed_s <= mine.ends_s.max() + 1e-9
     assert mine.bytes_sent == theirs.bytes_sent
     for cause, seconds in theirs.waits_s.items():
         assert mine.waits_s[cause] == pytest.approx(seconds, rel=1e-9, abs=1e-9), cause
