@@ -8,6 +8,7 @@ from typing import Protocol
 
 from moesim.cost.collectives import Network, collective_cost, exchange_cost
 from moesim.cost.efficiency import DEFAULT_EFFICIENCY, EfficiencyTable
+from moesim.cost.grouped import grouped_times
 from moesim.cost.result import OpCost
 from moesim.ops import COLLECTIVES, EXCHANGES, ElementwiseShape, Op, OpKind, maximum
 from moesim.specs.base import Origin
@@ -16,7 +17,7 @@ from moesim.specs.hardware import DeviceSpec, Hardware
 __all__ = ["CalibratedOps", "CostModel", "known_costs", "roofline"]
 
 
-#: Half-width of the 90% interval of experts behind an exchange between domains: a table they were held against is up to 21% off.
+#: Half-width of the 90% interval of experts behind an exchange between domains on devices that no table times so.
 APART_ERROR_FRAC = 0.3
 
 
@@ -101,15 +102,20 @@ class CostModel:
         """Whether an operator is 8-bit experts behind an exchange that crosses scale-up domains.
 
         Stacks run grouped products there (DeepGEMM, with DeepEP), which tables of one fused call do not time: at EP32 those are
-        1.6 to 2.5 times as long. Default efficiencies are 6 to 21% above SGLang's table of such experts (docs/fabric.md). A
-        calibration with a true `knows_grouped` has measured them itself.
+        1.6 to 2.5 times as long. A calibration with a true `knows_grouped` has measured them itself.
         """
         is_products = op.is_grouped and op.kind is OpKind.GROUPED_GEMM
         return is_products and not getattr(self.calibration, "knows_grouped", False)
 
     def apart(self, op: Op) -> OpCost:
-        """The cost of such experts."""
-        return replace(self._uncalibrated(op), error_frac=APART_ERROR_FRAC)
+        """The cost of such experts: by what SGLang's tables of them say of the device (`cost.grouped`), else by default."""
+        device = self.hardware.device
+        found = grouped_times(device)
+        if found is None:
+            return replace(self._uncalibrated(op), error_frac=APART_ERROR_FRAC)
+        times, is_lent = found
+        cost = roofline(op, device, times.within(self.efficiency))
+        return replace(cost, error_frac=times.error_frac, origin=Origin.FITTED, is_extrapolated=is_lent)
 
     def _uncalibrated(self, op: Op) -> OpCost:
         if op.kind in COLLECTIVES:
