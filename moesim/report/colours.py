@@ -46,19 +46,21 @@ _COLOURS: dict[str, tuple[str, str]] = {
     "g7": ("#b9c1ca", "#505b67"),
     "g8": ("#5d6b2f", "#9fb05c"),
     "g9": ("#e3a6a1", "#8f5550"),
+    "g10": ("#8c3b1f", "#a4502f"),
+    "g11": ("#3b4450", "#c3ccd6"),
 }
 _INDEX = {name: i for i, name in enumerate(_COLOURS)}
 N_SYSTEM_COLOURS = 8
 
 #: Operator groups keep their colour in every figure.
 GROUP_COLOUR = {
-    "attention": "g0", "experts": "g1", "dense_ffn": "g1", "shared_experts": "g4", "communication": "g2", "router": "g3",
-    "permute": "g9", "norm": "g7", "head": "g8", "embedding": "g5", "other": "g6", "waiting": "alarm",
+    "attention": "g0", "experts": "g1", "dense_ffn": "g10", "shared_experts": "g4", "communication": "g2", "router": "g3",
+    "permute": "g9", "norm": "g7", "head": "g8", "embedding": "g5", "host": "g11", "other": "g6", "waiting": "alarm",
 }  # fmt: skip
 
 #: Kinds of memory.
 WEIGHT_COLOUR = {
-    "attention": "g0", "routed_experts": "g1", "dense_ffn": "g1", "shared_experts": "g4", "other weights": "g5",
+    "attention": "g0", "routed_experts": "g1", "dense_ffn": "g10", "shared_experts": "g4", "other weights": "g5",
     "KV cache": "g2", "activations": "g3", "communication buffers": "g8", "runtime reserve": "g7",
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesim.report.colours import GROUP_COLOUR, WEIGHT_COLOUR, stand_in, system_colour
 from moesim.report.document import FigureBlock
+from moesim.report.findings import breakdown_title, latency_title, memory_title, pareto_title
 from moesim.report.svg import drawing, log_axis, to_svg
 from moesim.report.text import group_label, number, short_name, time_text
 from moesim.specs.scenario import SystemKind
@@ -49,9 +50,10 @@ def latency(result: RunResult) -> FigureBlock | None:
             axes.set_title(title)
             axes.set_xlabel("requests in flight on the whole hardware")
         system_legend(figure, result, range(len(result.systems)))
-        svg = to_svg(figure, "fig-latency", "Latency against requests in flight", _latency_alt(result))
+        title = latency_title(result)
+        svg = to_svg(figure, "fig-latency", title, _latency_alt(result))
     return FigureBlock(
-        "latency", "Latency against requests in flight", _latency_alt(result), svg,
+        "latency", title, _latency_alt(result), svg,
         "Lower is better. Bands are 90% intervals where the times rest on measurements; a line without a band rests on "
         "assumptions. A line ends where the system no longer fits in memory.",
     )  # fmt: skip
@@ -96,9 +98,10 @@ def pareto(result: RunResult) -> FigureBlock | None:
             for i, x, y, c in points
         }
         alt = _pareto_alt(result, points, best)
-        svg = to_svg(figure, "fig-pareto", "Throughput against interactivity", alt, tips)
+        title = pareto_title(result, best)
+        svg = to_svg(figure, "fig-pareto", title, alt, tips)
     return FigureBlock(
-        "pareto", "Throughput against interactivity", alt, svg,
+        "pareto", title, alt, svg,
         "Up and to the right is better. Numbers are requests in flight. Faded points are dominated: some other point is at "
         "least as quick for the user and gives more tokens per device. The grey line joins the points that are not. "
         "Dense twins are drawn faded and dominate nothing: they exist only for the comparison.",
@@ -118,8 +121,11 @@ def memory(result: RunResult) -> FigureBlock:
                 axes.barh(row, width, left=left, height=0.62, color=stand_in(WEIGHT_COLOUR[kind]), linewidth=0)
                 left += width
             fits = system.memory.outcome == "ok"
-            text = f" {number(left)} GB" if fits else f" {number(left)} GB, does not fit"
-            axes.text(left, row, text, va="center", fontsize=9, color=stand_in("ink" if fits else "alarm"), bbox=HALO)
+            text = f"{number(left)} GB" if fits else f"{number(left)} GB, does not fit"
+            axes.annotate(
+                text, (left, row), (5, 0), textcoords="offset points", va="center", fontsize=9, bbox=HALO,
+                color=stand_in("ink" if fits else "alarm"),
+            )  # fmt: skip
         capacity = max(s.memory.capacity_bytes for s in systems) / 1e9
         axes.plot(
             [capacity] * 2, [-0.5, len(systems) - 0.5], color=stand_in("alarm"), linewidth=1.4, linestyle=(0, (5, 2))
@@ -133,8 +139,9 @@ def memory(result: RunResult) -> FigureBlock:
         axes.set_xlabel("GB on the fullest device, with (requests in flight)")
         _swatches(figure, [(group_label(k), WEIGHT_COLOUR[k]) for k in kinds])
         alt = "; ".join(f"{s.name}: {s.memory.sentence}" for s in systems)
-        svg = to_svg(figure, "fig-memory", "Memory of the fullest device", alt)
-    return FigureBlock("memory", "Memory of the fullest device, by purpose, against its capacity", alt, svg)
+        title = memory_title(result)
+        svg = to_svg(figure, "fig-memory", title, alt)
+    return FigureBlock("memory", title, alt, svg, "Memory of the fullest device by purpose, and its capacity.")
 
 
 def breakdown(result: RunResult) -> FigureBlock | None:
@@ -159,9 +166,10 @@ def breakdown(result: RunResult) -> FigureBlock | None:
             _rows(axes, [short_name(s.name) for s in systems])
         ordered = [g for g in GROUP_COLOUR if g in groups]
         _swatches(figure, [(_GROUP_WORDS.get(g, group_label(g)), GROUP_COLOUR[g]) for g in ordered])
-        svg = to_svg(figure, "fig-breakdown", "Where the time goes", "; ".join(alts))
+        title = breakdown_title(result, time_by_group, _GROUP_WORDS)
+        svg = to_svg(figure, "fig-breakdown", title, "; ".join(alts))
     return FigureBlock(
-        "breakdown", "Where the time of one pass goes", "; ".join(alts), svg,
+        "breakdown", title, "; ".join(alts), svg,
         "Operators on the rank that everyone waits for, hidden parts left out. Waiting is what the simulated pass takes "
         "beyond the sum of its operators." + _TURNS * any(s.kind is SystemKind.ENSEMBLE for s in systems),
     )  # fmt: skip
@@ -173,7 +181,7 @@ _TURNS = (
 )
 
 
-_GROUP_WORDS = {"experts": "experts", "waiting": "waiting and contention", "dense_ffn": "dense FFN"}
+_GROUP_WORDS = {"waiting": "waiting and contention", "host": "host and launches"}
 
 
 def time_by_group(detail: PhaseDetail) -> dict[str, float]:
@@ -245,7 +253,9 @@ def _stack(axes: Axes, row: int, parts: dict[str, float], detail: PhaseDetail) -
     for group, seconds in parts.items():
         axes.barh(row, seconds * 1e3, left=left, height=0.62, color=stand_in(GROUP_COLOUR[group]), linewidth=0)
         left += seconds * 1e3
-    axes.text(left, row, f" {time_text(detail.time_s)}", va="center", fontsize=9)
+    axes.annotate(
+        time_text(detail.time_s), (left, row), (4, 0), textcoords="offset points", va="center", fontsize=9, bbox=HALO
+    )
 
 
 def _phase_text(detail: PhaseDetail) -> str:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AXIS_WORDS", "axis_label", "axis_value", "break_even", "crossings_of"]
 
+_CAPTION = (
+    "Above 1 the reference is better. Circles: where the verdict flips; bands: 90% intervals; a line ends where one of the two "
+    "does not run."
+)
 _LEVELS = (7, -15, 19, -27)  # heights of labels in points
 
 #: What an axis is called.
@@ -67,7 +71,7 @@ def axis_value(x: float, unit: str) -> str:
 def _figure(result: RunResult, index: int, curves: list[FlipCurve]) -> FigureBlock:
     axis, reference = curves[0].axis.value, curves[0].reference
     words = AXIS_WORDS.get(axis, axis.replace("_", " "))
-    title = f"Break-even of {reference} over {words}"
+    title = _title(reference, words, curves)
     factor = 1e9 if curves[0].unit == "B/s" else 1.0
     unit = "GB/s" if curves[0].unit == "B/s" else curves[0].unit
     with drawing(3.7, 2, sharey=True) as (figure, (usd, tpot)):
@@ -79,17 +83,26 @@ def _figure(result: RunResult, index: int, curves: list[FlipCurve]) -> FigureBlo
         values = [v for c in curves for v in (*c.usd_ratio, *c.tpot_ratio) if v is not None and v > 0] or [1.0]
         low, high = min(0.7, *values) / 1.25, max(1.4, *values) * 1.25
         for axes, name, places in ((usd, "Dollars per token", in_usd), (tpot, "Time per output token", in_tpot)):
-            _mark(axes, places, curves[0], factor)
+            _mark(axes, places, curves, factor)
             _sides(axes, low, high, short_name(reference, 30))
-            axes.set_title(f"{name}: other over {short_name(reference, 24)}")
+            axes.set_title(name)
             axes.set_xlabel(axis_label(words, unit))
             log_axis(axes, "x", *_ticks(curves, factor))
             log_axis(axes, "y")
+        usd.set_ylabel(f"other over {short_name(reference, 28)}")
         handles, labels = usd.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2)
         alt = " ".join(f"Against {c.other}: {c.summary.rstrip('.')}." for c in curves)
         svg = to_svg(figure, f"fig-flip-{index}", title, alt)
-    return FigureBlock(f"flip-{index}", title, alt, svg, alt)
+    return FigureBlock(f"flip-{index}", title, alt, svg, _CAPTION)
+
+
+def _title(reference: str, words: str, curves: list[FlipCurve]) -> str:
+    """Against how many others the verdict changes along the axis."""
+    name, n = short_name(reference, 40), sum(bool(c.crossings) for c in curves)
+    if not n:
+        return f"Along {words} no verdict on {name} flips"
+    return f"Along {words} the verdict on {name} flips against {n} of {len(curves)}"
 
 
 def axis_label(words: str, unit: str) -> str:
@@ -123,13 +136,15 @@ def _curve(
     return list(crossings) if len(crossings) == len(found) else found
 
 
-def _mark(axes: Axes, places: list[float], curve: FlipCurve, factor: float) -> None:
-    """Circles at crossings, with values that dodge each other."""
-    low, high = math.log(max(min(curve.x), 1e-12)), math.log(max(curve.x))
+def _mark(axes: Axes, places: list[float], curves: list[FlipCurve], factor: float) -> None:
+    """Circles at crossings, with values that dodge each other and the right edge."""
+    curve, drawn = curves[0], _drawn(curves)
+    low, high = math.log(max(drawn[0], 1e-12)), math.log(drawn[-1])
     level, last = 0, -math.inf
     for place in sorted(places):
         at = (math.log(place) - low) / max(high - low, 1e-12)
-        level = (level + 1) % len(_LEVELS) if at - last < 0.16 else 0
+        # a label at the right edge lies left of its circle, over that of the circle before
+        level = (level + 1) % len(_LEVELS) if at - last < (0.34 if at > 0.85 else 0.16) else 0
         last = at
         axes.plot(
             place / factor, 1.0, "o", markersize=9, markerfacecolor="none", markeredgecolor=stand_in("alarm"), zorder=4
@@ -156,8 +171,14 @@ def _sides(axes: Axes, low: float, high: float, reference: str) -> None:
     axes.text(0.99, low * 1.03, "other better", va="bottom", **style)
 
 
+def _drawn(curves: list[FlipCurve]) -> list[float]:
+    """Values of the axis at which some curve has a point."""
+    there = {v for c in curves for v, *r in zip(c.x, c.usd_ratio, c.tpot_ratio, strict=True) if any(r)}
+    return sorted(there) or sorted(curves[0].x)
+
+
 def _ticks(curves: list[FlipCurve], factor: float) -> tuple[list[float], list[str]]:
-    values = sorted({v for c in curves for v, *r in zip(c.x, c.usd_ratio, c.tpot_ratio, strict=True) if any(r)})
+    values = _drawn(curves)
     step = max(1, -(-len(values) // 7))
     chosen = values[::step]
     return [v / factor for v in chosen], [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moesim.report.colours import stand_in, system_colour
 from moesim.report.document import FigureBlock
 from moesim.report.figures_cost import HALO
+from moesim.report.findings import gap_title
 from moesim.report.svg import drawing, log_axis, to_svg
 from moesim.report.text import number, short_name, time_text
 from moesim.study.results import OperatorRow, PhaseDetail, RunResult, SystemResult
@@ -20,6 +21,8 @@ __all__ = ["gap_split", "roofline"]
 
 
 _SMALLEST_SHARE = 0.003
+#: Operators further below the highest peak than this are left out.
+_DECADES = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class _Dot:
 
 def roofline(result: RunResult) -> FigureBlock | None:
     """Operators by flops per byte and achieved rate, under the device's roofs."""
-    dots = _dots(result)
+    top = max(result.peak_flop_per_s.values())
+    dots = [d for d in _dots(result) if d.rate > top / _DECADES]
     if not dots:
         return None
     with drawing(5.0) as (figure, (axes,)):
@@ -61,8 +65,7 @@ def roofline(result: RunResult) -> FigureBlock | None:
                 f"({dot.share:.0%} of the pass), {number(dot.intensity)} flop/byte, {number(dot.rate / 1e12)} TFLOP/s"
             )
         axes.set_xlim(low, high)
-        floor = max(min(d.rate for d in dots) / 2, max(result.peak_flop_per_s.values()) / 1e6)
-        axes.set_ylim(floor, max(result.peak_flop_per_s.values()) * 2.2)
+        axes.set_ylim(min(d.rate for d in dots) / 2, top * 2.6)
         log_axis(axes, "x")
         log_axis(axes, "y")
         axes.set_xlabel("flop per byte moved")
@@ -72,12 +75,13 @@ def roofline(result: RunResult) -> FigureBlock | None:
         _label_dots(axes, result, dots)
         _legend(axes, result, dots)
         alt = _roofline_alt(result, dots)
-        svg = to_svg(figure, "fig-roofline", "Roofline with the operators on it", alt, tips)
+        title = _roofline_title(result, dots)
+        svg = to_svg(figure, "fig-roofline", title, alt, tips)
     return FigureBlock(
-        "roofline", "Roofline: what each operator is bound by", alt, svg,
+        "roofline", title, alt, svg,
         "Filled circles are decode, open squares prefill; area is the share of the pass. Left of the ridge memory bandwidth "
         "is the roof, right of it arithmetic. Flops are those that kernels run, experts' rows padded to their tiles. "
-        "Left out: communication, operators without arithmetic, those below 0.3% of their pass, and dense twins.",
+        "Left out: communication, operators without arithmetic to speak of, those below 0.3% of their pass, and dense twins.",
     )  # fmt: skip
 
 
@@ -95,9 +99,10 @@ def gap_split(result: RunResult) -> FigureBlock | None:
             _waterfall(panels[2 * n], index, system, detail)
             _waits(panels[2 * n + 1], detail)
             alts.append(_gap_alt(system, detail))
-        svg = to_svg(figure, "fig-gap", "From balanced closed form to simulation", " ".join(alts))
+        title = gap_title(found[0][1], found[0][2])
+        svg = to_svg(figure, "fig-gap", title, " ".join(alts))
     return FigureBlock(
-        "gap", "What imbalance, contention and overlap cost", " ".join(alts), svg,
+        "gap", title, " ".join(alts), svg,
         "Balanced: the closed form with every expert equally loaded. Imbalance: the drawn load instead; it is negative "
         "where a skewed load touches fewer experts, so fewer weights are read. Contention: waiting "
         "for ports and for late data that only the simulation sees. Overlap: what running work beside the exchange saves. "
@@ -137,7 +142,16 @@ def _roofs(axes: Axes, result: RunResult, low: float, high: float) -> None:
         if all(abs(peak - other) > 0.12 * other for other in labelled):
             same = "/".join(n for n, p in used.items() if abs(p - peak) <= 0.12 * peak)
             label = f"{same} {number(peak / 1e12)} TFLOP/s"
-            axes.text(high / 1.05, peak * 1.1, label, ha="right", fontsize=8.5, color=soft, bbox=HALO, zorder=5)
+            axes.annotate(
+                label,
+                (high, peak),
+                (-3, 3),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                fontsize=8.5,
+                color=soft,
+            )
             labelled.append(peak)
 
 
@@ -159,8 +173,8 @@ def _label_dots(axes: Axes, result: RunResult, dots: list[_Dot]) -> None:
         if all(abs(x - u) > 95 or abs(y - v) > 13 for u, v in taken):
             taken.append((x, y))
             axes.annotate(
-                dot.row.name, (dot.intensity, dot.rate), (9, -10), textcoords="offset points", fontsize=8.5,
-                color=stand_in("ink"), zorder=4,
+                dot.row.name, (dot.intensity, dot.rate), (11, -11), textcoords="offset points", fontsize=8.5, va="center",
+                color=stand_in("ink"), zorder=5, bbox=HALO,
             )  # fmt: skip
 
 
@@ -232,6 +246,24 @@ def _waits(axes: Axes, detail: PhaseDetail) -> None:
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.set_title("Waits by cause (ms, mean per rank)")
+
+
+def _roofline_title(result: RunResult, dots: list[_Dot]) -> str:
+    """What bounds most of the reference's time, by phase."""
+    name, found = result.scenario.reference.name, []
+    for phase in ("decode", "prefill"):
+        shares: dict[str, float] = {}
+        for d in dots:
+            if result.systems[d.system].name == name and d.phase == phase:
+                shares[d.row.bound] = shares.get(d.row.bound, 0.0) + d.share
+        if shares:
+            bound = max(shares, key=lambda b: shares[b])
+            found.append(f"{phase} is mostly {bound} bound")
+    return (
+        f"Roofline: {', '.join(found)} ({short_name(name, 30)})"
+        if found
+        else "Roofline: what each operator is bound by"
+    )
 
 
 def _roofline_alt(result: RunResult, dots: list[_Dot]) -> str:

@@ -40,6 +40,8 @@ def wait_map(result: RunResult) -> FigureBlock | None:
         return None
     ranks, per_row = seen.ranks, seen.ranks.n_ranks_per_row
     waits = np.array(ranks.wait_s)
+    if not waits.any():
+        return None
     height = min(6.4, max(2.6, 1.5 + 0.11 * len(waits)))
     key, title = "fig-waits", f"Who waits where: {seen.system.name}, rank × layer"
     with drawing(height, 2, width_ratios=[5, 1.5], sharey=True) as (figure, (heat, side)):

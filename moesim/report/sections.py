@@ -215,10 +215,13 @@ def _ranks(result: RunResult, figures: Figures) -> Section | None:
     blocks = [*figures.what_if, *_there(what_if_table(result)), *figures.ranks]
     if not blocks:
         return None
+    waits = any(f.key.startswith("waits") for f in figures.ranks)
     text = (
-        "Every rank's pass was simulated. First what one change would bring; then who waits for whom, and how much of the pass "
-        "ports and engines are in use. The trace, where one was written beside this page, "
-        "shows the same pass with arrows for sampled tokens."
+        "Every rank's pass was simulated. First what one change would bring; then "
+        + ("who waits for whom, and " if waits else "")
+        + "how much of the pass ports and engines are in use."
+        + ("" if waits else " No rank waits for another: all have the same work.")
+        + " The trace, where one was written beside this page, shows the same pass with arrows for sampled tokens."
     )
     return Section("ranks", "Who waits, and what would help", (Paragraph(text), *blocks))
 
@@ -237,7 +240,14 @@ def _flips(result: RunResult, figures: Figures) -> Section | None:
     if not figures.flips:
         return None
     text = "Each line is the cost of the other system over that of the reference. Where it crosses 1 the verdict flips."
-    return Section("flips", "Where the verdict flips", (Paragraph(text), *figures.flips))
+    groups: dict[tuple[str, str], list[str]] = {}
+    for f in result.flips:
+        sentence = f"Against {f.other}: {f.summary.rstrip('.')}."
+        groups.setdefault((f.axis.value, f.reference), []).append(sentence)
+    blocks: list[Block] = [Paragraph(text)]
+    for figure, sentences in zip(figures.flips, groups.values(), strict=True):
+        blocks += [figure, Fold("Each of them in words", (Bullets(tuple(sentences)),))]
+    return Section("flips", "Where the verdict flips", tuple(blocks))
 
 
 def _operators(result: RunResult) -> Section | None:

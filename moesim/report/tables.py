@@ -117,10 +117,10 @@ def systems_table(result: RunResult) -> Table:
         rows.append((
             name_cell(result, s.name), Cell(KIND_WORDS[s.kind.value]), Cell(s.hf_id or s.model),
             Cell(parameters(s.n_params)), Cell(parameters(s.n_active_params)), Cell(experts),
-            Cell(f"{s.parallel}, {plural(s.n_instances, 'copy', 'copies')}"), Cell(dtypes), Cell(size),
+            Cell(s.parallel if s.n_instances == 1 else f"{s.parallel}, {s.n_instances} copies"), Cell(dtypes), Cell(size),
         ))  # fmt: skip
     headings = (
-        "System", "Kind", "Model", "Parameters", "Active per token", "Experts", "Split", "Weights in", "Weights per device",
+        "System", "Kind", "Model", "Parameters", "Active per token", "Experts", "Split", "Weights in", "Per device",
     )  # fmt: skip
     numeric = (False, False, False, True, True, True, False, False, True)
     note = "Quoted model configurations; dense twins are made for the comparison and exist nowhere else."
@@ -221,13 +221,16 @@ def operator_tables(result: RunResult) -> list[Table]:
 _RUN = "GFLOP run, and MFU from it: what kernels execute, experts' rows padded to their tiles."
 
 
+_RULE_WORDS = {"geometric_mean": "geometric mean of active and total", "scaling_law": "scaling law of loss"}
+
+
 def quality_table(result: RunResult) -> Table | None:
     """The verdict under each rule for equal quality."""
     if not result.quality:
         return None
     rows = tuple(
         (
-            Cell(q.rule),
+            Cell(_RULE_WORDS.get(q.rule, q.rule)),
             Cell(parameters(q.dense_params)),
             _ratio_cell(q.usd_ratio),
             _ratio_cell(q.tpot_ratio),
@@ -338,7 +341,7 @@ def _operator_row(result: RunResult, r: OperatorRow, pass_s: float) -> tuple[Cel
         Cell(r.name.replace("_", " ") + (" †" if r.is_extrapolated else "")), Cell(group_label(r.group)), Cell(r.bound),
         Cell(number(r.time_s * 1e3)), Cell(percent(r.time_s / pass_s)), Cell(number(r.flops / 1e9)),
         Cell(number(r.moved_bytes / 1e9)), Cell(_of_peak(result, r)),
-        Cell("none" if r.error_frac is None else f"±{r.error_frac:.0%}"), _badge(r.origin),
+        Cell("none" if r.error_frac is None else f"±{r.error_frac:.0%}" if r.error_frac else "–"), _badge(r.origin),
     )  # fmt: skip
 
 

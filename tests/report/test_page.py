@@ -236,3 +236,29 @@ def test_loads_in_a_browser_without_errors(report_dir: Path, tmp_path: Path) -> 
     assert done.returncode == 0
     assert "CONSOLE" not in done.stderr, done.stderr
     assert "Switch to dark" in done.stdout, "the script did not run"
+
+
+_PROBE = """<pre id="found"></pre><script>
+document.getElementById("found").textContent = JSON.stringify(Array.prototype.map.call(
+  document.querySelectorAll(".table"), function (t) {
+    return [t.querySelector("table").id, t.scrollWidth - t.clientWidth, t.clientWidth]; }));
+</script></body>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_tables_that_are_open_need_no_scrolling_on_a_laptop(html: str, tmp_path: Path) -> None:
+    import html as markup
+    import json
+
+    (tmp_path / "report.html").write_text(html.replace("</body>", _PROBE))
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,2000",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path}/report.html"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
+    assert found is not None
+    widths = {name: (over, there) for name, over, there in json.loads(markup.unescape(found[1]))}
+    assert widths["table-answer"][1] > 900
+    wide = {name for name, (over, there) in widths.items() if there and over > 0}
+    assert not wide & {"table-answer", "table-systems", "table-results", "table-comparisons", "table-flip-map"}

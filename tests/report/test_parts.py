@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 import subprocess
 import sys
 
@@ -10,9 +11,9 @@ import pytest
 from report_sample import sample_result
 
 from moesim.report import figures_flip, text
-from moesim.report.colours import css_variables
+from moesim.report.colours import GROUP_COLOUR, WEIGHT_COLOUR, css_variables
 from moesim.report.figures import draw
-from moesim.report.figures_cost import memory_parts, pareto, time_by_group
+from moesim.report.figures_cost import breakdown, memory_parts, pareto, time_by_group
 from moesim.report.figures_flip import crossings_of
 from moesim.report.figures_routing import rank_changes
 from moesim.report.tables import focus_concurrency, operator_tables, results_table
@@ -112,6 +113,62 @@ def test_colours_keep_their_contrast() -> None:
             assert _contrast(colours[name], colours["paper"]) >= 3.0, name
 
 
+def test_no_two_groups_share_a_colour() -> None:
+    for colours in (GROUP_COLOUR, WEIGHT_COLOUR):
+        assert len(set(colours.values())) == len(colours)
+    for scheme in css_variables():
+        named = dict(part.removeprefix("--").split(":") for part in scheme.rstrip(";").split(";"))
+        experts, dense = named[GROUP_COLOUR["experts"]], named[GROUP_COLOUR["dense_ffn"]]
+        assert _contrast(experts, dense) >= 1.8  # told apart by lightness, whatever the colour vision
+
+
+def test_the_hosts_time_has_a_name_in_the_breakdown(result: RunResult) -> None:
+    detail = result.systems[0].details[0]
+    host = detail.operators[0].model_copy(update={"name": "host and launches", "group": "host", "hidden_s": 0.0})
+    found = time_by_group(detail.model_copy(update={"operators": (host,), "time_s": host.time_s}))
+    assert list(found) == ["host"]
+    told = result.systems[0].model_copy(update={"details": (detail.model_copy(update={"operators": (host,)}),)})
+    block = breakdown(result.model_copy(update={"systems": (told, *result.systems[1:])}))
+    assert block is not None
+    assert "host and launches" in block.svg
+
+
+def test_titles_of_figures_state_findings(result: RunResult) -> None:
+    titles = {f.key: f.title for f in (*draw(result).cost, *draw(result).time, *draw(result).flips)}
+    ok = [s for s in result.systems if s.memory.outcome != "ok" and s.basis.value == "named"]
+    assert ok
+    assert "not fit" in titles["memory"]
+    assert re.match(r"With \d+ in flight .* takes .*s per token", titles["latency"])
+    assert titles["pareto"].startswith(("No single winner: ", next(s.name for s in result.systems)))
+    assert re.search(r": \d+% of a decode step of ", titles["breakdown"])
+    assert "bound" in titles["roofline"]
+    assert re.search(r"[+-]\d+\.\d% over perfect balance|next to nothing", titles["gap"])
+    curves = [f for f in result.flips if f.axis is result.flips[0].axis]
+    n = sum(bool(f.crossings) for f in curves)
+    assert f"flips against {n} of {len(curves)}" in titles["flip-0"] or "no verdict" in titles["flip-0"]
+
+
+def test_labels_of_crossings_keep_off_each_other_and_the_edge(result: RunResult) -> None:
+    """Two crossings near the right edge: the labels' boxes, drawn, do not touch."""
+    from matplotlib.text import Annotation
+
+    from moesim.report.figures_flip import _mark
+    from moesim.report.svg import drawing, log_axis
+
+    curve = result.flips[0].model_copy(
+        update={"x": (128.0, 8192.0, 32768.0), "usd_ratio": (2.0, 0.9, None), "tpot_ratio": (2.0, 0.9, None)}
+    )
+    with drawing(3.7, 2) as (figure, (axes, _)):
+        axes.set_xlim(118, 8900)
+        log_axis(axes, "x")
+        _mark(axes, [3217.0, 7585.0], [curve], 1.0)
+        figure.canvas.draw()
+        boxes = [a.get_window_extent() for a in axes.get_children() if isinstance(a, Annotation)]
+        assert len(boxes) == 2
+        assert not boxes[0].overlaps(boxes[1])
+        assert max(box.x1 for box in boxes) <= axes.get_window_extent().x1
+
+
 def _contrast(a: str, b: str) -> float:
     high, low = sorted((_luminance(a), _luminance(b)), reverse=True)
     return (high + 0.05) / (low + 0.05)
@@ -129,7 +186,6 @@ def test_sample_has_what_the_tests_need() -> None:
 
 
 def test_the_breakdown_says_that_an_ensembles_models_take_turns() -> None:
-    from moesim.report.figures_cost import breakdown
     from moesim.specs.scenario import SystemKind
 
     whole = sample_result()
