@@ -100,14 +100,17 @@ class _Rank:
     def _look_at_ends(self) -> None:
         """Ends of collectives first: what follows them cannot come before them, so the other batch has the engine to itself."""
         a, b = self.a, self.b
-        for side in (a, b):
-            if side.n_past == 0 and not side.is_in:
-                side.joined_s = (side.at_s if side.at_s > self.free_s else self.free_s) + side.now_s
+        if a.is_in != b.is_in:
+            other = b if a.is_in else a
+            if other.n_past == 0:
+                other.joined_s = (other.at_s if other.at_s > self.free_s else self.free_s) + other.now_s
         self._send()
-        for side in (a, b):
-            if side.is_in:
-                side.floor_s = side.sent_s
-                side.enter()
+        if a.is_in:
+            a.floor_s = a.sent_s
+            a.enter()
+        if b.is_in:
+            b.floor_s = b.sent_s
+            b.enter()
 
     def _compute(self) -> None:
         """When each is through with its first job, in order of arrival."""

@@ -59,33 +59,32 @@ class InPorts:
     def start(self, at_s: float, work_s: Floats) -> InJob:
         """Begin to take in at all ranks; moves the ends of jobs that are under way."""
         self._advance(at_s)
-        new = InJob(work_s)
-        self.jobs.append(new)
+        new, end = InJob(work_s), at_s + work_s
         for job in self.jobs:
             # processor sharing: until a job ends, each other has had as much work as it, or all of its own
-            end = at_s + job.left_s
-            for other in self.jobs:
-                if other is not job:
-                    end = end + np.minimum(job.left_s, other.left_s)
-            job.ends(end if job is new else np.where(job.left_s > 0.0, end, job.end_s))
+            beside = np.minimum(job.left_s, work_s)
+            job.ends(job.end_s + beside)
+            end = end + beside
+        new.ends(end)
+        self.jobs.append(new)
         return new
 
     def _advance(self, at_s: float) -> None:
         if all(job.last_s <= at_s for job in self.jobs):
             self.jobs = []
+        elif len(self.jobs) == 1:
+            self.jobs[0].left_s = np.maximum(self.jobs[0].end_s - at_s, 0.0)
         else:
             done = self._share(at_s - self._now_s)
             for job in self.jobs:
                 # by ends too: a rest of rounding is no work
                 job.left_s = np.where(job.end_s <= at_s, 0.0, np.maximum(job.left_s - done, 0.0))
-            self.jobs = [job for job in self.jobs if job.left_s.any()]
+            self.jobs = [job for job in self.jobs if job.last_s > at_s]
         self._now_s = at_s
 
     def _share(self, passed_s: float) -> Floats | float:
         """Work done on each job that is still under way after some time."""
         n = len(self.jobs)
-        if n == 1:
-            return passed_s
         if n == 2:
             return np.maximum(passed_s / 2, passed_s - np.minimum(self.jobs[0].left_s, self.jobs[1].left_s))
         ordered = np.sort(np.stack([job.left_s for job in self.jobs]), axis=0)
