@@ -14,11 +14,15 @@ from fabric_csv import GROUPS, csv_rows
 from fabric_published import published
 from fabric_rows import SHARED, aiconfigurator_rows
 from fabric_time import predicted_s
+from nccl_fit import DEVICES, table_of
 
+from moesim.calibrate.store import find_calibration
+from moesim.calibrate.tables import shape_of
 from moesim.cost import CostModel
 from moesim.ops import CollectiveShape, Op, OpKind, Work
 from moesim.specs.catalog import load_hardware
 
+KINDS = {k.value: k for k in (OpKind.ALL_REDUCE, OpKind.ALL_GATHER, OpKind.REDUCE_SCATTER)}
 CLUSTER = {"h800_sxm": "h800_x40_nodes", "h100_sxm": "h100_x128_nodes", "h200_sxm": "h200_x4_nodes",
            "b200_sxm": "b200_x8_nodes"}  # fmt: skip
 
@@ -74,36 +78,25 @@ def deepep_tables(root: Path) -> None:
 
 
 def nccl(root: Path) -> None:
-    print(
-        "\nNCCL in a node: closed forms without calibration (assumed fractions), and the device's calibration where it has one"
-    )
-    from moesim.study.calibrated import calibration_for
-
-    kinds = {"all_reduce": OpKind.ALL_REDUCE, "all_gather": OpKind.ALL_GATHER, "reduce_scatter": OpKind.REDUCE_SCATTER}
-    for system in ("h100_sxm", "h200_sxm", "b200_sxm", "a100_sxm"):
-        folder = root / "aiconfigurator_core/systems/data" / system / "comm/nccl"
-        versions = sorted(p.name for p in folder.iterdir())
-        d = pd.read_parquet(folder / versions[-1] / "nccl_perf.parquet")
-        d = d[d.nccl_dtype == "half"]
-        hardware = load_hardware(system, 8)
-        try:
-            calibration = calibration_for("nccl", system)
-        except Exception as error:  # a missing file is a gap in the table, not a failure of it
-            print(f"  {system}: no NCCL calibration ({error})")
-            calibration = None
-        for op_name, g in d.groupby("op_name"):
-            if op_name not in kinds:
-                continue
-            for label, model in (
-                ("closed form", CostModel.of(hardware)),
-                ("calibrated", CostModel.of(hardware, calibration)),
-            ):
-                if label == "calibrated" and calibration is None:
-                    continue
-                ops = (Op("x", kinds[op_name], Work(), CollectiveShape(int(r.num_gpus), r.message_size * 2.0))
+    """Closed forms with default library times, and the device's calibration: fitted, and on left-out sizes by its own file."""
+    print("\nNCCL in a node: closed form with default library times, and the device's calibration")
+    for system in DEVICES:
+        rows = table_of(str(root), system).frame
+        calibration, hardware = find_calibration(f"{system}/nccl"), load_hardware(system, 8)
+        for family in calibration.families:
+            g = rows[rows.op_kind == family.key.kind]
+            measured = g.measured_s.to_numpy()
+            if family.key.kind in KINDS:
+                model = CostModel.of(hardware)
+                ops = (Op("x", KINDS[family.key.kind], Work(), CollectiveShape(int(r.n_ranks), r.message_bytes))
                        for r in g.itertuples())  # fmt: skip
-                ratio = [float(model.cost(op).time_s) / (ms * 1e-3) for op, ms in zip(ops, g.latency, strict=True)]
-                errors(f"{system} {op_name} {label}", pd.Series(ratio))
+                found = [float(model.cost(op).time_s) for op in ops]
+                errors(f"{system} {family.key.kind} closed form", pd.Series(found / measured))
+            found = family.predict(shape_of(family.key.kind, g)).time_s
+            errors(f"{system} {family.key.kind} calibrated, fitted", pd.Series(found / measured))
+            if family.held_out is not None:
+                h = family.held_out
+                print(f"      left-out sizes: median {h.median_frac:.1%}, p90 {h.p90_frac:.1%}, n {h.n:.0f}")
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Exchanges and collectives that others published and nothing here was fitted to: NVL72 beyond four ranks, B200, and H20.
+"""Exchanges and collectives that others published and nothing here was fitted to: NVL72 beyond four ranks, B200, H20, other links.
 
 Sources: TensorRT-LLM, "Optimizing MoE Communication with One-Sided AlltoAll Over NVLink" (GB200 NVL72, kernels of its own: a copy
 per rank and token, bf16 both ways); DeepEP, docs/README_Hybrid-EP.md (DeepEP's normal kernels on B200 and, changed for NVL72, on
 GB200; algorithm bandwidth, own rank counted); nccl-tests of CoreWeave, pull request 43 (72 GPUs); L. Li, lixueduan.com (8 GPUs of
-two trays); DeepEP, pull request 173 and issue 138 (H20). Every figure is the source's.
+two trays); DeepEP, pull request 173 and issue 138 (H20); Habana's documentation, Collectives Performance (Gaudi 3); AMD's ROCm
+blog of March 2025 (what a link of MI300X carries). Every figure is the source's.
 """
 
 from __future__ import annotations
@@ -83,12 +84,26 @@ def all_reduce() -> Iterator[Row]:
     """NCCL beyond the ranks of its tables: default library times at 72, the calibration at 8."""
     model = CostModel.of(load_hardware("gb200_nvl72", 72), find_calibration("gb200/nccl"))
     for size, us in ALL_REDUCE_72.items():
-        op = Op("x", OpKind.ALL_REDUCE, Work(), CollectiveShape(72, float(size)))
-        yield Row("all-reduce, 72 GPUs", f"{size / 2**20:.0f} MiB", us, float(model.cost(op).time_s) * 1e6)
-    size = 2.0**33
-    op = Op("x", OpKind.ALL_REDUCE, Work(), CollectiveShape(8, size))
-    bus = 1.75 * size / float(model.cost(op).time_s) / 1e9
+        time_s = float(model.cost(_collective(OpKind.ALL_REDUCE, 72, float(size))).time_s)
+        yield Row("all-reduce, 72 GPUs", f"{size / 2**20:.0f} MiB", us, time_s * 1e6)
+    bus = 1.75 * 2.0**33 / float(model.cost(_collective(OpKind.ALL_REDUCE, 8, 2.0**33)).time_s) / 1e9
     yield Row("all-reduce, 8 GPUs", "8 GiB, GB/s", ALL_REDUCE_8_BUS, bus)
+
+
+def other_links() -> Iterator[Row]:
+    """Large messages over links that no table here was fitted to: bus bandwidth of Gaudi 3, and of one xGMI link."""
+    for kind, size, measured in ((OpKind.ALL_REDUCE, 2.0**28, 513.0), (OpKind.ALL_GATHER, 2.0**27, 509.2)):
+        rounds = 2.0 if kind is OpKind.ALL_REDUCE else 1.0
+        time_s = float(CostModel.of(load_hardware("gaudi3_8", 8)).cost(_collective(kind, 8, size)).time_s)
+        yield Row(
+            "Gaudi 3, HCCL", f"{kind.value} {size / 2**20:.0f} MiB", measured, rounds * 7 / 8 * size / time_s / 1e9
+        )
+    time_s = float(CostModel.of(load_hardware("mi300x_8", 8)).cost(_collective(OpKind.ALL_REDUCE, 2, 2.0**33)).time_s)
+    yield Row("MI300X, one link", "all-reduce of two, 8 GiB", 48.0, 2.0**33 / time_s / 1e9)
+
+
+def _collective(kind: OpKind, n: int, size: float) -> Op:
+    return Op("x", kind, Work(), CollectiveShape(n, size))
 
 
 def h20() -> Iterator[Row]:
@@ -100,9 +115,14 @@ def h20() -> Iterator[Row]:
         yield Row(f"H20 {row['mode']}", f"{row['kind']} EP{n}", seconds * 1e6, predicted * 1e6)
 
 
+def published_figures() -> list[Row]:
+    """All rows."""
+    return [*one_sided(), *deepep_normal(), *all_reduce(), *h20(), *other_links()]
+
+
 def published() -> None:
     """Print all rows and the errors of each group."""
-    rows = [*one_sided(), *deepep_normal(), *all_reduce(), *h20()]
+    rows = published_figures()
     for group in dict.fromkeys(r.group for r in rows):
         own = [r for r in rows if r.group == group]
         print(f"\n{group}")
