@@ -1,4 +1,4 @@
-"""Exchanges and collectives that others published and nothing here was fitted to: NVL72 beyond four ranks, B200, H20, other links.
+"""Exchanges and collectives that others published and nothing here was fitted to: NVL72 beyond four ranks, B200, H20 and others.
 
 Sources: TensorRT-LLM, "Optimizing MoE Communication with One-Sided AlltoAll Over NVLink" (GB200 NVL72, kernels of its own: a copy
 per rank and token, bf16 both ways); DeepEP, docs/README_Hybrid-EP.md (DeepEP's normal kernels on B200 and, changed for NVL72, on
