@@ -14,6 +14,7 @@ from moesim.report.sweep_figures import bars, heat, parallel, pareto
 from moesim.specs.sweep import Question
 from moesim.study.sweep.findings import best_case, effects, front, swings
 from moesim.study.sweep.law_words import law_notes
+from moesim.study.sweep.quality_words import quality_note
 from moesim.study.sweep.results import SweepResult
 from moesim.study.sweep.sentences import conclusions
 from moesim.study.sweep.words import COLUMN_WORDS, column_words, path_words, value_text
@@ -61,7 +62,7 @@ def build_sweep(result: SweepResult) -> tuple[Document, tuple[str, str, str]]:
     ), sentences
 
 
-def _answer(result: SweepResult, best: int | None, first: str) -> tuple[Paragraph | Bullets, ...]:
+def _answer(result: SweepResult, best: int | None, first: str) -> tuple[Paragraph | Callout | Bullets, ...]:
     """What comes out in a sentence; where cases are not ranked by one number, the first of the closing three."""
     text = ""
     if best is not None:
@@ -73,7 +74,10 @@ def _answer(result: SweepResult, best: int | None, first: str) -> tuple[Paragrap
             text = f"{which} {column_words(name)}: {_text(value)}, at {settings}."
     counts = [f"{n:,} {word}" for word, n in result.outcomes().items()]
     cases = f"{result.n_cases:,} cases: {', '.join(counts)}."
-    return Paragraph(text or first, lead=True), Bullets((cases, *_reasons(result)))
+    note = quality_note(result)
+    caveat = (Callout("note", "Cheapest is not best", note),) if note else ()
+    lead = text or first.removesuffix(note).rstrip()
+    return Paragraph(lead, lead=True), *caveat, Bullets((cases, *_reasons(result)))
 
 
 def _reasons(result: SweepResult) -> list[str]:

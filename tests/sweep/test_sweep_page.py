@@ -56,6 +56,24 @@ def test_the_page_needs_nothing_from_elsewhere_and_ends_with_three_sentences(fol
     assert "</script" not in page[page.index('id="data"') : page.index("</script>", page.index('id="data"'))]
 
 
+def test_advice_on_designs_says_that_cost_alone_decides(folder):
+    first = json.loads((folder / "sweep.json").read_text())["conclusions"][0]
+    assert "experts and top-k also change how good the answers are" in first
+    assert "each design's loss at equal training" in first
+    page = (folder / "report.html").read_text()
+    answer = page[page.index('id="answer"') : page.index('id="cases"')]
+    assert "Cheapest is not best" in answer
+    assert answer.count("This ranks by cost alone") == 1
+
+
+def test_without_designs_that_differ_nothing_is_said_of_quality():
+    from moesim.report.sweep_page import build_sweep
+
+    axes = [{"path": "workload.concurrency", "values": [16, 64]}, {"path": "parallel.tp_size", "values": [4, 8]}]
+    _, sentences = build_sweep(run_sweep(make(axes)))
+    assert not any("cost alone" in s for s in sentences)
+
+
 def test_hostile_names_stay_text(tmp_path):
     evil = "</script><img src=x onerror=alert(1)>"
     result = run_sweep(make(AXES[:2], title=evil, description=evil))

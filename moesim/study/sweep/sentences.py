@@ -13,6 +13,7 @@ from moesim.specs.sweep import Question
 from moesim.study.sweep.axes import Column
 from moesim.study.sweep.findings import Effect, Swing, best_case, crossing_lines
 from moesim.study.sweep.law_words import law_caution, served, wanted
+from moesim.study.sweep.quality_words import quality_note
 from moesim.study.sweep.results import SweepResult
 from moesim.study.sweep.words import COLUMN_WORDS, number_text, path_words, settings_words, value_text
 
@@ -29,10 +30,15 @@ def conclusions(result: SweepResult, found: Sequence[Effect], moved: Sequence[Sw
         return _nothing_runs(result)
     question = result.spec.report.question
     if question is Question.BREAK_EVEN and "usd_ratio" in result.columns:
-        return _verdict(result), _boundary(result), _first(result, found, moved)
+        return _with_note(_verdict(result), result), _boundary(result), _first(result, found, moved)
     if question is Question.TRAINING and np.isfinite(result.number("loss")).any():
         return wanted(result), served(result, _shape), law_caution(result)
-    return _build(result, best), _band(result, best), _first(result, found, moved)
+    return _with_note(_build(result, best), result), _band(result, best), _first(result, found, moved)
+
+
+def _with_note(sentence: str, result: SweepResult) -> str:
+    """The advice, with what it leaves out where designs do not answer equally well."""
+    return f"{sentence} {quality_note(result)}".rstrip()
 
 
 def _nothing_runs(result: SweepResult) -> tuple[str, str, str]:
