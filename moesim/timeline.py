@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
@@ -10,21 +10,33 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Cause", "Span", "Timeline"]
+__all__ = ["NOBODY", "Awaited", "Cause", "Span", "Timeline"]
+
+#: `Span.awaited` of work, and of waits that no single rank is the reason of.
+NOBODY = -1
 
 
 class Cause(StrEnum):
-    """Why a rank stood still."""
+    """Why an engine stood still or, last, why a micro-batch did while its engine worked on another."""
 
     BARRIER = "waiting for the slowest rank"
     DATA = "waiting for tokens to arrive"
     LINK_BUSY = "port busy"
+    TRANSFER = "own tokens under way"
     ENGINE_BUSY = "engine busy"
+
+    @property
+    def is_wait(self) -> bool:
+        """Whether an engine stands still for others: not while the rank's own tokens move, nor while the engine works."""
+        return self in (Cause.BARRIER, Cause.DATA, Cause.LINK_BUSY)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One stretch of time on one lane of one rank; `cause` is set where the rank waits. `layer` is -1 outside layers."""
+    """One stretch of time of one micro-batch on one lane of one rank; `layer` is -1 outside layers.
+
+    `cause` is set where the micro-batch waits, `awaited` is the rank that it waits for, if there is one.
+    """
 
     rank: int
     lane: str
@@ -33,6 +45,8 @@ class Span:
     start_s: float
     end_s: float
     cause: Cause | None = None
+    batch: int = 0
+    awaited: int = NOBODY
 
     @property
     def duration_s(self) -> float:
@@ -40,47 +54,51 @@ class Span:
         return self.end_s - self.start_s
 
 
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A rank that others waited for: `wait_s` is idle time of engines, a mean over all ranks of the pass.
+
+    `n_layers` are the layers in which it was the last, `reasons_s` the parts of `wait_s` by what made it late: groups of
+    operators of which it had more than the mean rank, ``traffic`` for bytes, ``engine`` and ``link`` where those are slowed.
+    """
+
+    rank: int
+    wait_s: float
+    n_layers: int
+    reasons_s: Mapping[str, float]
+
+
 @dataclass(slots=True)
 class Timeline:
-    """All spans of a run in the order in which they were recorded."""
+    """Spans of a run in the order in which they were recorded, of all ranks or of `ranks` alone."""
 
     n_ranks: int
     spans: list[Span] = field(default_factory=list)
+    ranks: tuple[int, ...] | None = None
 
     def add(
-        self, rank: int, lane: str, name: str, layer: int, start_s: float, end_s: float, cause: Cause | None = None
-    ) -> None:
+        self, rank: int, lane: str, name: str, layer: int, start_s: float, end_s: float, cause: Cause | None = None,
+        batch: int = 0, awaited: int = NOBODY,
+    ) -> None:  # fmt: skip
         """Record a span; empty ones are dropped."""
         if end_s > start_s:
-            self.spans.append(Span(rank, lane, name, layer, start_s, end_s, cause))
+            self.spans.append(Span(rank, lane, name, layer, start_s, end_s, cause, batch, awaited))
 
     def __iter__(self) -> Iterator[Span]:
         return iter(self.spans)
 
-    def waits_by_cause_s(self) -> dict[Cause, float]:
-        """Mean time per rank spent waiting, by cause."""
-        total: dict[Cause, float] = {}
-        for span in self.spans:
-            if span.cause is not None:
-                total[span.cause] = total.get(span.cause, 0.0) + span.duration_s / self.n_ranks
-        return total
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        """Ranks whose spans are here."""
+        return tuple(range(self.n_ranks)) if self.ranks is None else self.ranks
 
     def busy_s(self, lane: str) -> NDArray[np.float64]:
-        """Time that a lane of each rank works, [R]."""
+        """Time that a lane of each rank works, [R]; nothing for ranks that were not recorded."""
         busy = np.zeros(self.n_ranks)
         for span in self.spans:
             if span.cause is None and span.lane == lane:
                 busy[span.rank] += span.duration_s
         return busy
-
-    def wait_map_s(self, layers: Sequence[int]) -> NDArray[np.float64]:
-        """Waiting by rank and layer, [R, L]."""
-        column = {layer: i for i, layer in enumerate(layers)}
-        waits = np.zeros((self.n_ranks, len(column)))
-        for span in self.spans:
-            if span.cause is not None and span.layer in column:
-                waits[span.rank, column[span.layer]] += span.duration_s
-        return waits
 
     def overlaps(self) -> list[tuple[Span, Span]]:
         """Pairs of working spans that share a lane of a rank at the same time; empty if the simulation is sound."""

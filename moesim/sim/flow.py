@@ -17,6 +17,7 @@ from typing import Any
 from moesim.cost import CostModel
 from moesim.ops import Program
 from moesim.sim.alone import run_alone
+from moesim.sim.awaited import Circumstances
 from moesim.sim.books import Books, FlowResult
 from moesim.sim.options import FlowOptions, Granularity
 from moesim.sim.schedule import Parts, split_schedule
@@ -33,7 +34,7 @@ def simulate(
     Args:
         program: the pass; arrays in it have one column per rank.
         model: gives every duration.
-        record: keep spans; off, only times and waits are kept.
+        record: have spans; off, only times and waits.
         options: granularity, stragglers, launches.
 
     Raises:
@@ -45,7 +46,14 @@ def simulate(
     books = Books(program.n_ranks, record)
     _run(parts, books, used)
     sends = sum(_largest(model.cost(op).time_s) for op in program.stage_sends) * (program.pp_size - 1)
-    return books.result(sends)
+    return books.result(sends, _known(program, used))
+
+
+def _known(program: Program, options: FlowOptions) -> Circumstances:
+    """Names and slow parts, for whoever asks why ranks waited."""
+    parts = (program, *program.micro_batches)
+    groups = {op.name: op.group for part in parts for _, op in part.ops()}
+    return Circumstances(groups, options.slow_ranks, options.slow_links)
 
 
 def _run(parts: Parts, books: Books, options: FlowOptions) -> None:

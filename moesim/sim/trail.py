@@ -16,24 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from moesim.sim.books import Visits
+    from moesim.sim.visits import Visits
 
-__all__ = ["Mark", "Trail"]
+__all__ = ["Trail"]
 
 Floats = NDArray[np.float64]
 #: Times closer than this part of the pass are the same.
 CLOSE = 1e-10
-
-
-class Mark:
-    """When the ranks went through a group, [R] each: computes, what ran beside the join, and from its begin to its end."""
-
-    __slots__ = ("began_s", "beside_began_s", "beside_end_s", "end_s", "joined_s", "left_s")
-
-    def __init__(self, n_ranks: int) -> None:
-        self.began_s, self.end_s, self.beside_began_s, self.beside_end_s, self.joined_s, self.left_s = np.zeros(
-            (6, n_ranks)
-        )
 
 
 class Trail:
@@ -41,16 +30,11 @@ class Trail:
 
     def __init__(self) -> None:
         self._visits: list[Visits] = []
-        self._marks: list[Mark] = []
         self.ends_s: Floats = np.zeros(1)
 
     def follow(self, visits: Visits) -> None:
         """Groups that all ranks have been through."""
         self._visits.append(visits)
-
-    def enter(self, mark: Mark) -> None:
-        """A group that processes fill in as they go."""
-        self._marks.append(mark)
 
     def works(self) -> list[tuple[Floats, Floats]]:
         """When jobs of engines began and ended, [R] or [n, R] each."""
@@ -58,14 +42,11 @@ class Trail:
         for visits in self._visits:
             besides = [(visits.hidden_s[g], group.beside_s()) for g, group in enumerate(visits.groups)]
             found += [(began, began + seconds) for began, seconds in besides if seconds is not None]
-        for mark in self._marks:
-            found += [(mark.began_s, mark.end_s), (mark.beside_began_s, mark.beside_end_s)]
         return found
 
     def joins(self) -> list[tuple[Floats, Floats]]:
         """When ranks came to exchanges and collectives and left them, [R] or [n, R] each; at the end there is none."""
-        found = [(visits.joined_s[:-1], visits.left_s[:-1]) for visits in self._visits]
-        return found + [(mark.joined_s, mark.left_s) for mark in self._marks]
+        return [(visits.joined_s[:-1], visits.left_s[:-1]) for visits in self._visits]
 
     @cached_property
     def exposed_s(self) -> float:

@@ -38,8 +38,8 @@ def run_twins(batches: Sequence[Sequence[Step]], books: Books, *, n_few: int = N
     run = _Run([groups_of(steps) for steps in batches], ranks)
     run.run()
     logs = [ranks.log(i) for i in (0, 1)]
-    for batch, log in zip(run.batches, logs, strict=True):
-        books.enter(batch.visits(log))
+    for i, (batch, log) in enumerate(zip(run.batches, logs, strict=True)):
+        books.enter(batch.visits(log), i)
     books.ends_s = np.maximum(*(log.joined_s[-1] for log in logs))
     for steps in batches:
         books.balance(steps)

@@ -23,10 +23,10 @@ def rank_detail(result: FlowResult, n_layers: int) -> RankDetail:
         result: a recorded simulation.
         n_layers: of the model.
     """
-    n_ranks = result.timeline.n_ranks
+    n_ranks = result.n_ranks
     per_row = -(-n_ranks // N_ROWS)
     layers = tuple(range(n_layers))
-    waits = _by_row(result.timeline.wait_map_s(layers), per_row)
+    waits = _by_row(result.wait_map_s(layers), per_row)
     time_s = max(result.time_s, 1e-30)
     out, into, engine = (
         tuple(_rounded(seconds) for seconds in _by_row(busy, per_row) / time_s)

@@ -87,7 +87,7 @@ def what_if(instance: Instance, step: Pass, seed: Seed = 0, options: FlowOptions
     ]
     layers = tuple(range(len(instance.model.layers)))
     return WhatIf(
-        base, tuple(others), layers, result.timeline.wait_map_s(layers), result.port_utilisation, result.timeline
+        base, tuple(others), layers, result.wait_map_s(layers), result.port_utilisation, result.timeline
     )
 
 
@@ -97,7 +97,7 @@ def _run(instance: Instance, step: Pass, counts: Counts | None, seed: Seed, opti
 
 
 def _alternative(name: str, note: str, result: FlowResult, base_s: float) -> Alternative:
-    waits_s = sum(result.waits_s.values())
+    waits_s = sum(seconds for cause, seconds in result.waits_s.items() if cause.is_wait)
     exposed, hidden = result.exposed_comm_s, result.hidden_comm_s
     return Alternative(name, note, result.time_s, base_s / result.time_s, exposed, hidden, waits_s)
 

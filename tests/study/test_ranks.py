@@ -6,20 +6,26 @@ import numpy as np
 import pytest
 
 from moesim.sim import FlowResult
+from moesim.sim.ledger import Ledger
+from moesim.sim.schedule import Exchange
+from moesim.sim.visits import Group, Visits
 from moesim.specs.catalog import load_hardware, load_model
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.instance import build_instance
 from moesim.study.ranks import N_ROWS, home_ranks, rank_detail
-from moesim.timeline import Cause, Timeline
 
 
 def _result(n_ranks: int) -> FlowResult:
-    """Rank r waits r µs in layer 1 and is busy for r / n of a second."""
-    timeline = Timeline(n_ranks)
-    for rank in range(n_ranks):
-        timeline.add(rank, "comm", "wait", 1, 0.0, rank * 1e-6, Cause.DATA)
+    """Rank r waits r µs in layer 1 for the last one's bytes and is busy for r / n of a second."""
+    sent = np.zeros(n_ranks)
+    late = 1e-6 * np.arange(n_ranks)
+    go = Exchange(1, "go", sent, sent, sent, (), 0.0, 0.0)
+    visits = Visits.blank([Group((), go), Group((), None)], n_ranks)
+    visits.left_s[:] = late
+    visits.arrival_s[1] = visits.begin_s[1] = visits.joined_s[1] = late
+    ledger = Ledger(n_ranks, [(0, visits)], late)
     busy = np.arange(n_ranks) / n_ranks
-    return FlowResult(1.0, timeline, {}, 0.0, 0, engine_busy_s=busy, out_busy_s=busy / 2, in_busy_s=busy / 4)
+    return FlowResult(1.0, 0.0, 0, engine_busy_s=busy, out_busy_s=busy / 2, in_busy_s=busy / 4, ledger=ledger)
 
 
 def test_few_ranks_have_a_row_each() -> None:
