@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moesim.report.document import FigureBlock
 from moesim.report.plot_svg import LogScale, circle, frame, label, line, path, plot, rect, span, steps
-from moesim.report.text import short_name
+from moesim.report.text import plural, short_name
 from moesim.specs.sweep import Question
 from moesim.study.sweep.axes import Column
 from moesim.study.sweep.findings import Effect, Swing, best_case, front, grid_of
@@ -216,7 +216,8 @@ def pareto(result: SweepResult) -> FigureBlock | None:
         if len(drawn) < len(known)
         else ""
     )
-    title = f"{column_words(names[1]).split(' (')[0].capitalize()} against {column_words(names[0]).split(' (')[0]}"
+    axes = f"{column_words(names[1]).split(' (')[0]} against {column_words(names[0]).split(' (')[0]}"
+    title = f"{axes[:1].upper()}{axes[1:]}: {n_front:,} of {plural(len(known), 'case')} are beaten by none"
     caption = f"Up and right is better; points that another case beats in both are faded.{left_out}"
     if signs != [1.0, 1.0]:
         caption = f"The line joins cases that none beats in both.{left_out}"
@@ -302,7 +303,9 @@ def bars(effects: Sequence[Effect], swings: Sequence[Swing], objective: str) -> 
         parts.append(label(scale.at(tick), height - 22, number_text(tick)))
     words = f"{column_words(objective).split(' (')[0]} over that of the best case"
     parts.append(label((250 + WIDTH - 60) / 2, height - 4, words, "a"))
-    title = "What moves the answer most"
+    sizes = {w: max(max(v, 1.0 / v) for v in (a, b) if v is not None and v > 0) for w, a, b in rows}
+    top = max(sizes, key=lambda w: sizes[w])
+    title = f"The answer moves most with {top.split(' (')[0]}: {number_text(sizes[top])}×"
     alt = "; ".join(f"{w}: {number_text(max(v for v in (a, b) if v is not None))}" for w, a, b in rows[:4])
     svg = plot("plot-bars", title, alt, WIDTH, height, parts)
     caption = (

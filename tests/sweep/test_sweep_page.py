@@ -74,6 +74,15 @@ def test_without_designs_that_differ_nothing_is_said_of_quality():
     assert not any("cost alone" in s for s in sentences)
 
 
+def test_titles_of_figures_state_findings(folder, result):
+    page = (folder / "report.html").read_text()
+    worst = max(effects(result), key=lambda e: e.ratio)
+    assert "The answer moves most with " in page
+    assert re.search(r"The answer moves most with [a-z -]+: \d", page)
+    assert worst.ratio > 1
+    assert re.search(r"\d+ of \d+ cases are beaten by none", page)
+
+
 def test_hostile_names_stay_text(tmp_path):
     evil = "</script><img src=x onerror=alert(1)>"
     result = run_sweep(make(AXES[:2], title=evil, description=evil))
