@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from fabric_csv import GROUPS, csv_rows
 from fabric_published import published
-from fabric_rows import SHARED, aiconfigurator_rows
+from fabric_rows import SHARED, aiconfigurator_rows, traffic
 from fabric_time import predicted_s
 from nccl_fit import DEVICES, table_of
 
@@ -77,6 +77,30 @@ def deepep_tables(root: Path) -> None:
         print_held_out(CLUSTER[system], 8)
 
 
+def nvl72_tables(root: Path) -> None:
+    """Low-latency mode on NVL72 against TensorRT-LLM's kernels in the same package, 8 ranks and more: never fitted."""
+    print(
+        "\nTensorRT-LLM's all-to-alls on GB200, EP8 to EP64, against DeepEP's low-latency mode as fitted on four GPUs"
+    )
+    path = "aiconfigurator_core/systems/data/gb200/comm/trtllm/1.3.0rc10/trtllm_alltoall_perf.parquet"
+    d = pd.read_parquet(root / path)
+    d = d[(d.moe_ep_size >= 8) & (d.num_tokens >= 128)]
+    row_bytes = {"bfloat16": 14352.0, "fp8": 7408.0, "nvfp4": 4048.0}
+    for (source, op_name, dtype), g in d.groupby(["kernel_source", "op_name", "moe_dtype"]):
+        kind = op_name.removeprefix("alltoall_")
+        if kind not in ("dispatch", "combine"):
+            continue
+        size = row_bytes[str(dtype)] if kind == "dispatch" else row_bytes["bfloat16"]
+        ratios = [
+            predicted_s(
+                traffic(int(r.moe_ep_size), 72, r.num_tokens, 256, 8, "low_latency", kind, 7168, row_bytes=size),
+                load_hardware("gb200_nvl72", int(r.moe_ep_size)),
+            ) / (r.latency * 1e-3)
+            for r in g.itertuples()
+        ]  # fmt: skip
+        errors(f"{source} {kind}, {dtype} experts, 128 tokens and more", pd.Series(ratios))
+
+
 def nccl(root: Path) -> None:
     """Closed forms with default library times, and the device's calibration: fitted, and on left-out sizes by its own file."""
     print("\nNCCL in a node: closed form with default library times, and the device's calibration")
@@ -111,6 +135,7 @@ def main() -> None:
     published()
     if args.aic:
         deepep_tables(args.aic)
+        nvl72_tables(args.aic)
         nccl(args.aic)
     else:
         print("no --aic: operator tables skipped")
