@@ -132,7 +132,7 @@ class DatedKernels:
 
 @dataclass(frozen=True)
 class Measured2026:
-    """The H100's SGLang tables as they are, but experts and prefill attention, which such deployments run by other kernels."""
+    """The H100's SGLang tables; experts by its tables of grouped products (`cost.grouped`), prefill attention by default."""
 
     inner: CalibratedOps
     lender: DeviceSpec
@@ -140,7 +140,7 @@ class Measured2026:
     @property
     def name(self) -> str:
         """Whose it is."""
-        return f"{self.inner.name}, experts and prefill attention by default"
+        return f"{self.inner.name}, prefill attention by default"
 
     def cost(self, op: Op, device: DeviceSpec) -> OpCost | None:
         """As the lender's."""
