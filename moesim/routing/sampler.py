@@ -103,21 +103,28 @@ def _redraw(
 ) -> NDArray[np.int32]:
     """An expert for each of the tokens `rows` that is new to it: fresh words until one is not refused."""
     out = np.empty(rows.size, np.int32)
-    left = np.arange(rows.size)
+    left: NDArray[np.intp] | None = None  # all of them
     before = before[:, rows]
     for _ in range(_ROUNDS):
         # few tokens are left: several tries at once cost no more than one
-        n_tries = 1 if left.size > _MANY else 4
-        at = np.tile(rows[left], n_tries)
-        again = law.tables.draw(fresh_words((1, at.size), rng)[0], None if domains is None else domains[at])
-        refused = _refused(np.tile(before, n_tries), again, groups, at).reshape(n_tries, -1)
-        first = refused.argmin(axis=0)
-        out[left] = again.reshape(n_tries, -1)[first, np.arange(left.size)]
-        still = np.flatnonzero(refused.all(axis=0))
-        left, before = left[still], before[:, still]
-        if not left.size:
+        n_tries = 1 if rows.size > _MANY else 4
+        words = fresh_words((1, n_tries * rows.size), rng)[0]
+        again = law.tables.draw(words, None if domains is None else np.tile(domains[rows], n_tries))
+        tries = again.reshape(n_tries, -1)
+        refused = _refused(before, tries, groups, rows)
+        taken, still = tries[0], refused[0]
+        for other, other_refused in zip(tries[1:], refused[1:], strict=True):
+            taken = np.where(still, other, taken)
+            still = still & other_refused
+        if left is None:
+            out[:] = taken
+        else:
+            out[left] = taken
+        kept = np.flatnonzero(still)
+        if not kept.size:
             return out
-    out[left] = _draw_exactly(law, before, groups, rows[left], rng, domains)
+        left, before, rows = kept if left is None else left[kept], before[:, kept], rows[kept]
+    out[left] = _draw_exactly(law, before, groups, rows, rng, domains)
     return out
 
 
