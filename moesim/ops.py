@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from moesim.specs.dtypes import Dtype
 
 __all__ = [
+    "REDUCES",
+    "SCORES",
     "AttentionShape",
     "CollectiveShape",
     "ElementwiseShape",
@@ -33,6 +35,7 @@ __all__ = [
     "Segment",
     "Shape",
     "Work",
+    "experts_call",
     "maximum",
     "minimum",
 ]
@@ -72,6 +75,19 @@ class OpKind(StrEnum):
 
 COLLECTIVES = frozenset({OpKind.ALL_REDUCE, OpKind.ALL_GATHER, OpKind.REDUCE_SCATTER, OpKind.SEND})
 EXCHANGES = frozenset({OpKind.DISPATCH, OpKind.COMBINE})
+#: Partial sums of a layer that tensor-parallel ranks add up, in dense models and in mixtures.
+REDUCES = ("attention", "ffn", "moe_attention", "moe_ffn")
+#: Attention over cached keys.
+SCORES = "scores"
+
+
+def experts_call(weights: Dtype, ep_size: int) -> str:
+    """Name of the call that runs experts of a format, all of them on each rank or split over ranks.
+
+    >>> experts_call(Dtype.MXFP4, 1), experts_call(Dtype.MXFP4, 8)
+    ('mxfp4_experts', 'mxfp4_experts, split')
+    """
+    return f"{weights.value}_experts" + (", split" if ep_size > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +211,9 @@ class Op:
     this one runs beside when overlap is on, `group` the row of the breakdown it belongs to. `weight_dtype` is the format of
     stored weights, which for weight-only formats is not that of the arithmetic; None where there are none. `side_bytes` is what
     `n_side_kernels` small kernels around it move, which measured tables time together with it: they are not in `work`.
-    `is_grouped` tells experts that run as grouped products, not as one fused call, and the kernels around them.
+    `is_grouped` tells experts that run as grouped products, not as one fused call, and the kernels around them. `inside` names
+    what may contain a small kernel, so that stacks do not launch it: a norm the all-reduce before it (`REDUCES`), rotation and
+    writing of keys the attention call (`SCORES`), choosing experts the call that runs them (`experts_call`).
     """
 
     name: str
@@ -209,6 +227,7 @@ class Op:
     side_bytes: Num = 0.0
     n_side_kernels: int = 0
     is_grouped: bool = False
+    inside: str = ""
 
     @property
     def lane(self) -> Lane:

@@ -247,12 +247,14 @@ def _bounds(op: Op, cost: OpCost, device: DeviceSpec) -> tuple[Num, Num]:
 class StackedCalibration:
     """Tables with a stack's factors on them: what size costs and what a call costs, by kind of operator.
 
-    Small kernels, which no table times, are the roofline's with the stack's factor on their launches.
+    Small kernels, which no table times, are the roofline's with the stack's factor on their launches; those that calls of the
+    stack contain (`contained`, names as in `Op.inside`) are not launched.
     """
 
     own: CalibratedOps
     stack: StackParams
     label: str = ""
+    contained: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -291,5 +293,5 @@ class StackedCalibration:
         if op.kind in (OpKind.ATTENTION_PREFILL, OpKind.ATTENTION_DECODE):
             return s.attention_ratio, s.attention_call_ratio, 0.0
         if op.kind is OpKind.ELEMENTWISE:
-            return 1.0, s.elementwise_call_ratio, 0.0
+            return 1.0, 0.0 if op.inside in self.contained else s.elementwise_call_ratio, 0.0
         return s.comm_ratio, s.comm_ratio, 0.0

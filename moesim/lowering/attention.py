@@ -5,9 +5,11 @@ Letters: t tokens on the rank, D hidden size, h heads, S keys, d head width.
 
 from __future__ import annotations
 
-from moesim.lowering.common import Context, causal_pairs, collective, elementwise, gemm
+from dataclasses import replace
+
+from moesim.lowering.common import Context, after_reduce, causal_pairs, collective, elementwise, gemm
 from moesim.lowering.compressed import lower_block_index, lower_compressed, lower_token_index, sparse_mla_scores
-from moesim.ops import AttentionShape, Num, Op, OpKind, Phase, Work, minimum
+from moesim.ops import SCORES, AttentionShape, Num, Op, OpKind, Phase, Work, minimum
 from moesim.specs.dtypes import Dtype, Storage
 from moesim.specs.model import Attention, CompressedAttention, GqaAttention, LinearAttention, MlaAttention
 
@@ -22,7 +24,8 @@ def lower_attention(ctx: Context, attention: Attention, *, scatters: bool = Fals
     With `scatters` each tensor-parallel rank goes on with its share of the tokens (vLLM's sequence-parallel MoE, SGLang's
     scattered mode): partial sums are reduced and scattered instead of reduced everywhere.
     """
-    ops = [elementwise(ctx, "attention_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0)]
+    norm = elementwise(ctx, "attention_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0)
+    ops = [replace(norm, inside="" if ctx.exchanges else after_reduce(ctx, "ffn"))]
     if isinstance(attention, GqaAttention):
         ops += _gqa(ctx, attention)
     elif isinstance(attention, MlaAttention):
@@ -49,7 +52,9 @@ def _gqa(ctx: Context, a: GqaAttention) -> list[Op]:
     ops = [
         gemm(ctx, "qkv_proj", t, n_q + n_kv, ctx.hidden, storage, GROUP),
         *_qk_norm(ctx, a, heads + kv_heads),
-        elementwise(ctx, "rope_and_cache", t, (heads + (0 if a.reuses_kv else 2 * kv_heads)) * a.head_dim, GROUP),
+        elementwise(
+            ctx, "rope_and_cache", t, (heads + (0 if a.reuses_kv else 2 * kv_heads)) * a.head_dim, GROUP, inside=SCORES
+        ),
     ]
     kv_row = kv_heads * (a.head_dim + a.v_head_dim)
     ops += lower_block_index(ctx, a)
@@ -85,7 +90,7 @@ def _mla(ctx: Context, a: MlaAttention) -> list[Op]:
             gemm(ctx, "q_kv_a_proj", t, a.q_lora_rank + latent, ctx.hidden, storage, GROUP),
             gemm(ctx, "q_b_proj", t, heads * a.qk_head_dim, float(a.q_lora_rank), storage, GROUP),
         ]
-    ops.append(elementwise(ctx, "rope_and_cache", t, latent + heads * a.qk_rope_head_dim, GROUP))
+    ops.append(elementwise(ctx, "rope_and_cache", t, latent + heads * a.qk_rope_head_dim, GROUP, inside=SCORES))
     ops += lower_token_index(ctx, a)
     # an index picks latents, so that prompts are absorbed too (FlashMLA's sparse kernels)
     ops += (

@@ -22,7 +22,7 @@ from moesim.specs.dtypes import ELEMENT_BYTES, Dtype, Storage
 from moesim.specs.model import ModelSpec
 from moesim.specs.parallel import ParallelSpec
 
-__all__ = ["Context", "Pass", "collective", "elementwise", "gemm"]
+__all__ = ["Context", "Pass", "after_reduce", "collective", "elementwise", "gemm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +183,20 @@ def elementwise(
     writes: Num = 1.0,
     n_kernels: int = 1,
     under: str | None = None,
+    inside: str = "",
 ) -> Op:
     """A pass over rows of activations: `reads` and `writes` count how often `width` elements cross memory per token."""
     row = width * ctx.activation_bytes
     work = Work(tokens * width, tokens * reads * row, tokens * writes * row)
     shape = ElementwiseShape(tokens, width, n_kernels)
-    return Op(name, OpKind.ELEMENTWISE, work, shape, ctx.activation, group, under)
+    return Op(name, OpKind.ELEMENTWISE, work, shape, ctx.activation, group, under, inside=inside)
+
+
+def after_reduce(ctx: Context, what: str) -> str:
+    """Name of the all-reduce of `what` (attention, ffn) that precedes a norm; '' where ranks hold whole sums."""
+    if ctx.parallel.tp_size == 1:
+        return ""
+    return f"moe_{what}" if ctx.model.is_moe else what
 
 
 def collective(ctx: Context, name: str, kind: OpKind, n_ranks: int, message_bytes: Num, stride: int = 1) -> Op:

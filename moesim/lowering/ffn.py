@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.lowering.common import Context, collective, elementwise, gemm
+from moesim.lowering.common import Context, after_reduce, collective, elementwise, gemm
 from moesim.lowering.load import MoeLoad
-from moesim.ops import ExchangeShape, MoeShape, Num, Op, OpKind, Work
+from moesim.ops import ExchangeShape, MoeShape, Num, Op, OpKind, Work, experts_call
 from moesim.specs.dtypes import ELEMENT_BYTES, Dtype, Storage
 from moesim.specs.model import DenseFfn, MoeFfn
 
@@ -25,7 +25,8 @@ NARROW_ROW = 1.0 + 4.0 / 128.0
 
 def lower_dense(ctx: Context, ffn: DenseFfn) -> list[Op]:
     """Operators of a dense block that is split over the tensor-parallel ranks."""
-    ops = [elementwise(ctx, "ffn_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0)]
+    norm = elementwise(ctx, "ffn_norm", ctx.tokens, ctx.hidden, "norm", reads=2.0, writes=2.0)
+    ops = [replace(norm, inside=after_reduce(ctx, "attention"))]
     ops += _mlp(
         ctx, "ffn", ffn.intermediate_size / ctx.parallel.tp_size, ffn.gated, ctx.model.storage.dense_ffn, "dense_ffn"
     )
@@ -42,8 +43,9 @@ def lower_moe(ctx: Context, ffn: MoeFfn, load: MoeLoad) -> list[Op]:
     """
     p, travels = ctx.parallel, ctx.exchanges
     gathers, grouped = p.dp_size * p.cp_size > 1 and p.ep_size == 1, _is_grouped(ctx, load)
+    norm = elementwise(ctx, "ffn_norm", _own_tokens(ctx, travels), ctx.hidden, "norm", reads=2.0, writes=2.0)
     ops = [
-        elementwise(ctx, "ffn_norm", _own_tokens(ctx, travels), ctx.hidden, "norm", reads=2.0, writes=2.0),
+        replace(norm, inside="" if travels else after_reduce(ctx, "attention")),
         *_route(ctx, load, travels),
         *_shared(ctx, ffn, travels),
     ]
@@ -102,9 +104,10 @@ def _seen_tokens(ctx: Context) -> Num:
 
 def _route(ctx: Context, load: MoeLoad, travels: bool) -> list[Op]:
     own, seen = _own_tokens(ctx, travels), _seen_tokens(ctx)
+    call = "" if travels else experts_call(ctx.model.storage.routed_experts.dtype, ctx.parallel.ep_size)
     ops = [
         gemm(ctx, "router", own, load.n_experts, ctx.hidden, ctx.model.storage.router, "router"),
-        elementwise(ctx, "top_k", own, load.n_experts, "router", reads=2.0),
+        elementwise(ctx, "top_k", own, load.n_experts, "router", reads=2.0, inside=call),
     ]
     if not travels:
         writes = load.n_assignments / seen

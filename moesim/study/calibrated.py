@@ -14,7 +14,15 @@ from moesim.cost.stack import StackedCalibration, StackParams
 from moesim.errors import CatalogError, InputError
 from moesim.specs.catalog import load_device
 from moesim.specs.dtypes import Dtype
-from moesim.study.kernels import BACKENDS, SIBLINGS, calibration_of, generation_of, is_like_its_sibling, stack_for
+from moesim.study.kernels import (
+    BACKENDS,
+    SIBLINGS,
+    calibration_of,
+    contained_kernels,
+    generation_of,
+    is_like_its_sibling,
+    stack_for,
+)
 from moesim.study.stack_files import base_of, is_stack_file, load_stack, shipped_stacks
 from moesim.study.uncertainty import Basis
 
@@ -145,7 +153,7 @@ def _stacked(backend: str, device: str, stack: StackParams, label: str) -> Calib
     tables: CalibratedOps = ServedTables(wide, partial(_narrow, backend, lender or device))
     if lender is not None:
         tables = BorrowedCalibration(tables, load_device(lender))
-    return StackedCalibration(tables, stack, label)
+    return StackedCalibration(tables, stack, label, contained_kernels(backend, device))
 
 
 def _narrow(backend: str, device: str) -> CalibratedOps:

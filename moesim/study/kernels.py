@@ -10,6 +10,7 @@ from moesim.cost import CalibratedOps
 from moesim.cost.forms_calibration import Calibration
 from moesim.cost.layered import LayeredCalibration
 from moesim.cost.stack import DEFAULT_STACK, LentCalibration, StackParams, with_quickest_experts
+from moesim.ops import REDUCES, SCORES, experts_call
 from moesim.specs.catalog import load_device
 from moesim.specs.dtypes import Dtype
 from moesim.specs.model import ModelSpec
@@ -19,6 +20,7 @@ __all__ = [
     "SIBLINGS",
     "as_run",
     "calibration_of",
+    "contained_kernels",
     "generation_of",
     "is_like_its_sibling",
     "stack_for",
@@ -41,6 +43,28 @@ SIBLINGS = {
 #: Kernel of MXFP4 experts that published launch scripts force (VLLM_MXFP4_USE_MARLIN=1 in gptoss_fp4_h100.sh and
 #: gptoss_fp4_h200.sh of the public repository SemiAnalysisAI/InferenceX).
 FORCED_EXPERTS = {("vllm", "hopper"): "marlin"}
+#: Norms that stacks run in the kernel of the tensor-parallel all-reduce before them, by default. TensorRT-LLM: all of them
+#: (AllReduceFusionOp.RESIDUAL_RMS_NORM in its models). vLLM: `fuse_allreduce_rms` at its default level on Hopper and data-centre
+#: Blackwell, but for the sum of experts, which its fused layer adds up itself (vllm-project/vllm, enable_allreduce_rms_fusion in
+#: vllm/config/vllm.py; pull request 34109). SGLang: --enable-flashinfer-allreduce-fusion, which it sets for mixtures
+#: there (sgl-project/sglang, python/sglang/srt/server_args.py).
+FUSED_NORMS = {
+    "trtllm": frozenset(REDUCES),
+    "vllm": frozenset(REDUCES) - {"moe_ffn"},
+    "sglang": frozenset(REDUCES) - {"attention", "ffn"},
+}
+_FORMATS = frozenset(Dtype)
+_EVERY_CALL = {ep: frozenset(experts_call(d, ep) for d in _FORMATS) for ep in (1, 2)}
+_MXFP4_CALLS = frozenset(experts_call(Dtype.MXFP4, ep) for ep in (1, 2))
+#: Small kernels that the calls of a stack's tables contain, by how aiconfigurator's collectors time them (collect_attn.py,
+#: collect_mla.py and collect_moe.py in collector/<stack> of ai-dynamo/aiconfigurator). TensorRT-LLM: rotation and writing of
+#: keys in the attention call, choosing experts in the MoE module. vLLM: choosing experts of MXFP4. SGLang: choosing experts,
+#: but for NVFP4 and where ranks hold some of them.
+IN_TABLES = {
+    "trtllm": frozenset({SCORES}) | _EVERY_CALL[1] | _EVERY_CALL[2],
+    "vllm": _MXFP4_CALLS,
+    "sglang": (_EVERY_CALL[1] - {experts_call(Dtype.NVFP4, 1)}) | _MXFP4_CALLS,
+}
 #: How far peak arithmetic of a sibling may be for its tables to stand in unasked.
 LIKE_FRAC = 0.25
 
@@ -56,6 +80,17 @@ def generation_of(device: str) -> str:
     if device.startswith(("h100", "h200", "h800", "h20")):
         return "hopper"
     return "ampere" if device.startswith(("a100", "a800")) else device
+
+
+def contained_kernels(backend: str, device: str, *, fuses_norms: bool = True) -> frozenset[str]:
+    """Names (`Op.inside`) of what contains small kernels, which a stack then does not launch.
+
+    >>> sorted(contained_kernels("vllm", "l40s"))
+    ['mxfp4_experts', 'mxfp4_experts, split']
+    """
+    is_new = device in _SHARED_KERNELS or generation_of(device) == "hopper"
+    norms = FUSED_NORMS.get(backend, frozenset()) if fuses_norms and (is_new or backend == "trtllm") else frozenset()
+    return norms | IN_TABLES.get(backend, frozenset())
 
 
 def is_like_its_sibling(device: str) -> bool:

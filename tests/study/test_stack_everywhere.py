@@ -57,7 +57,7 @@ def scenario(calibration: str | None = None) -> dict[str, Any]:
     ("model", "system", "precision", "backend", "tp"),
     [
         ("openai/gpt-oss-120b", "b200_sxm", "fp4", "vllm", 1),
-        ("meta-llama/Llama-3.1-70B", "h200_sxm", "fp8", "vllm", 4),
+        ("meta-llama/Llama-3.1-70B", "b200_sxm", "fp8", "vllm", 4),
         ("Qwen/Qwen3-235B-A22B-FP8", "h100_sxm", "fp8", "trtllm", 8),
     ],
 )

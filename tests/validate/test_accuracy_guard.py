@@ -66,11 +66,11 @@ def test_ten_runs_halve_the_error_of_an_unseen_stack() -> None:
     runs, _ = module.load_runs()
     group = np.asarray([f"{r.group} {r.backend}" for r in runs.rows])
     backend = np.asarray([r.backend for r in runs.rows])
-    own = np.flatnonzero(group == "openai/gpt-oss-120b on b200_sxm trtllm")
+    own = np.flatnonzero(group == "openai/gpt-oss-120b on b200_sxm vllm")
     prior = fit_all(
         runs.at(
             np.flatnonzero(
-                (backend != "trtllm") & (np.asarray([r.group for r in runs.rows]) != runs.rows[own[0]].group)
+                (backend != "vllm") & (np.asarray([r.group for r in runs.rows]) != runs.rows[own[0]].group)
             )
         )
     )["default"]

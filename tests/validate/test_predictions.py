@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert again[0].projected[1] == pytest.approx(0.077)
     assert again[2].projected is not None
     assert len(out.read_text().splitlines()) == 4
+
+
+def test_rows_that_other_stacks_made_are_made_anew(tmp_path: Path) -> None:
+    table, out = write(tmp_path / "t.csv", *LINES[:1]), tmp_path / "out.csv"
+    first = validate_serving(table, out)[0].projected
+    slower = {"default": replace(DEFAULT_STACK, step_s=1.0)}
+    second = validate_serving(table, out, stacks=slower)[0].projected
+    assert first is not None
+    assert second is not None
+    assert second[1] > first[1] + 0.9
+    assert validate_serving(table, out)[0].projected == pytest.approx(first, rel=1e-3)
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", sample.HEADER + "\n"])

@@ -33,7 +33,8 @@ class Launch:
 
     `budget_tokens` of a pass; `poll_passes` decode passes between two looks at new requests (after a pass with prompts the
     scheduler looks at once); prompts wait for up to `hold_passes` until a pass holds `hold_frac` of the budget;
-    `stream_tokens` in the first chunk that a client is sent.
+    `stream_tokens` in the first chunk that a client is sent; `fuses_norms` unless norms have kernels of their own where the
+    stack's default runs them in those of all-reduces (`study.kernels.FUSED_NORMS`).
     """
 
     budget_tokens: int = BUDGET
@@ -41,6 +42,7 @@ class Launch:
     hold_passes: int = 0
     hold_frac: float = 0.0
     stream_tokens: float = 1.0
+    fuses_norms: bool = True
 
 
 class _When(Frozen):
@@ -83,11 +85,14 @@ class _Setting(Frozen):
     poll_passes: int = Field(default=1, ge=1)
     hold_passes: int = Field(default=0, ge=0)
     hold_frac: float = Field(default=0.0, ge=0.0, le=1.0)
+    fuses_norms: bool = True
 
     def launch(self, row: RunRow) -> Launch:
         grown = self.per_input * row.isl + self.per_sequence * row.concurrency + self.spare_tokens
         budget = max(self.budget_tokens, int(grown)) or _default_budget(row)
-        return Launch(budget, self.poll_passes, self.hold_passes, self.hold_frac)
+        return Launch(
+            budget, self.poll_passes, self.hold_passes, self.hold_frac, fuses_norms=self.fuses_norms
+        )  # fmt: skip
 
 
 class _File(Frozen):
@@ -111,5 +116,5 @@ def launch_of(row: RunRow) -> Launch:
     return Launch(
         found.budget_tokens if row.budget_tokens is None else max(1, int(row.budget_tokens)),
         found.poll_passes if row.poll_passes is None else max(1, int(row.poll_passes)),
-        found.hold_passes, found.hold_frac, 1.0 if row.stream_tokens is None else row.stream_tokens,
+        found.hold_passes, found.hold_frac, 1.0 if row.stream_tokens is None else row.stream_tokens, found.fuses_norms,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from moesim.study.uncertainty import ASSUMPTION_WIDTH, OUTSIDE_WIDTH
 from moesim.study.validate.accuracy import Judged
 from moesim.study.validate.fit import stack_for, stack_key
 from moesim.study.validate.predict import Batch
+from moesim.study.validate.stamp import stamp_of
 from moesim.study.validate.table import RunRow, read_table
 from moesim.study.validate.workload import Workbench
 
@@ -47,15 +48,15 @@ class RowResult:
     reason: str
     is_moe: bool = False
 
-    def cells(self) -> dict[str, str]:
-        """The line with the added columns."""
+    def cells(self, stamp: str = __version__) -> dict[str, str]:
+        """The line with the added columns; `stamp` says what made them."""
         found = dict.fromkeys(ADDED, "")
         if self.projected and self.low and self.high:
             for i, name in enumerate(("ttft", "tpot")):
                 found[f"projected_{name}_ms"] = f"{self.projected[i] * 1e3:.4g}"
                 found[f"projected_{name}_ms_low"] = f"{self.low[i] * 1e3:.4g}"
                 found[f"projected_{name}_ms_high"] = f"{self.high[i] * 1e3:.4g}"
-        found |= {"outcome": self.outcome, "reason": self.reason, "moesim_version": __version__}
+        found |= {"outcome": self.outcome, "reason": self.reason, "moesim_version": stamp}
         return {**self.line, **found}
 
 
@@ -63,24 +64,25 @@ def validate_serving(
     table: Path, out: Path | None = None, *, stacks: Mapping[str, StackParams] | None = None, bands: Bands | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[RowResult]:  # fmt: skip
-    """Predict the rows of a CSV; with `out`, go on where an interrupted run of the same version stopped.
+    """Predict the rows of a CSV; with `out`, go on where an interrupted run by the same code, data and stacks stopped.
 
     Raises:
         InputError: a table or an output file that cannot be used.
     """
     lines = read_table(table)
-    known = _done_before(out)
     stacks, bands = stacks or shipped_stacks(), bands or shipped_bands()
+    stamp = "" if out is None else stamp_of(stacks, bands)
+    known = _done_before(out, stamp)
     bench = Workbench()
     results: list[RowResult] = []
     for i, (line, row) in enumerate(lines):
         found = known.get(_identity(line))
         results.append(_again(line, row, found, bench) if found else predict_row(line, row, bench, stacks, bands))
         if out is not None and (i + 1) % SAVE_EVERY == 0 and i + 1 < len(lines):
-            write_rows(out, results)
+            write_rows(out, results, stamp)
         progress(i + 1, len(lines))
     if out is not None:
-        write_rows(out, results)
+        write_rows(out, results, stamp)
     return results
 
 
@@ -135,14 +137,14 @@ def _identity(line: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((k, v) for k, v in line.items() if k not in ADDED))
 
 
-def _done_before(out: Path | None) -> dict[tuple[tuple[str, str], ...], dict[str, str]]:
+def _done_before(out: Path | None, stamp: str) -> dict[tuple[tuple[str, str], ...], dict[str, str]]:
     if out is None or not out.exists():
         return {}
     try:
         rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("cannot be continued", file=str(out), hint=f"{error}; choose another --out") from error
-    same = [r for r in rows if r.get("moesim_version") == __version__ and r.get("outcome")]
+    same = [r for r in rows if r.get("moesim_version") == stamp and r.get("outcome")]
     return {_identity({k: v or "" for k, v in r.items() if k is not None}): r for r in same}
 
 
@@ -158,15 +160,15 @@ def _again(line: Mapping[str, str], row: RunRow | InputError, found: Mapping[str
     return RowResult(line, row, pair(""), pair("_low"), pair("_high"), found["outcome"], found["reason"], is_moe)
 
 
-def write_rows(path: Path, results: Sequence[RowResult]) -> None:
-    """The table with the added columns, in one piece."""
+def write_rows(path: Path, results: Sequence[RowResult], stamp: str = __version__) -> None:
+    """The table with the added columns, in one piece; `stamp` says what made them."""
     if not results:
         return
     text = io.StringIO()
     names = list(dict.fromkeys([*(n for r in results[:1] for n in r.line if n not in ADDED), *ADDED]))
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(r.cells() for r in results)
+    writer.writerows(r.cells(stamp) for r in results)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(text.getvalue(), encoding="utf-8")

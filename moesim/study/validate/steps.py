@@ -80,7 +80,14 @@ class StepTable:
         return np.asarray(rest + attention + prompt)
 
 
-def step_table(instance: Instance, isl: float, osl: float, most_decodes: int, most_tokens: int) -> StepTable:
+def step_table(
+    instance: Instance,
+    isl: float,
+    osl: float,
+    most_decodes: int,
+    most_tokens: int,
+    contained: frozenset[str] = frozenset(),
+) -> StepTable:
     """Look every pass up that requests of mean lengths `isl` and `osl` need.
 
     Args:
@@ -89,20 +96,23 @@ def step_table(instance: Instance, isl: float, osl: float, most_decodes: int, mo
         osl: mean output length.
         most_decodes: sequences of a rank.
         most_tokens: tokens of a rank's pass.
+        contained: what contains small kernels that are then not launched (`Op.inside`).
     """
     dp = float(instance.parallel.dp_size)
     n_axis = _axis(1, max(2, most_decodes))
     t_axis = token_axis(max(8, min(int(isl), most_tokens) // 8), most_tokens)
     c_axis = np.asarray([0.8 * isl, isl + 1.1 * osl + 1.0])
-    cells = [_parts(instance, Pass(Phase.DECODE, _grid(n_axis * dp), 1.0, float(c)), len(n_axis)) for c in c_axis]
+    cells = [
+        _parts(instance, Pass(Phase.DECODE, _grid(n_axis * dp), 1.0, float(c)), len(n_axis), contained) for c in c_axis
+    ]
     decode = np.stack([a + b for a, b in cells], axis=1)
     attention = np.stack([b for _, b in cells], axis=1)
-    rest = np.concatenate([_parts(instance, Pass(Phase.PREFILL, dp, float(t), 0.0), 1)[0] for t in t_axis])
+    rest = np.concatenate([_parts(instance, Pass(Phase.PREFILL, dp, float(t), 0.0), 1, contained)[0] for t in t_axis])
     pieces = np.asarray(
         sorted({1.0, 2.0, 4.0, 8.0, 16.0} & {float(k) for k in range(1, 1 + int(max(1, most_tokens // isl)))})
     )
     q = float(min(isl, most_tokens))
-    prompts = np.concatenate([_parts(instance, Pass(Phase.PREFILL, dp * k, q, 0.0), 1)[1] for k in pieces])
+    prompts = np.concatenate([_parts(instance, Pass(Phase.PREFILL, dp * k, q, 0.0), 1, contained)[1] for k in pieces])
     call = np.zeros(N_PARTS)
     call[Part.ATTENTION_CALL] = prompts[0, Part.ATTENTION_CALL]
     per_pair = np.zeros_like(prompts)
@@ -118,7 +128,7 @@ def _n_kernels(instance: Instance, dp: float, q: float) -> float:
     return float(sum(segment.n_repeat * n_launches(op) for segment, op in program.ops()))
 
 
-def _parts(instance: Instance, step: Pass, n_points: int) -> tuple[Floats, Floats]:
+def _parts(instance: Instance, step: Pass, n_points: int, contained: frozenset[str]) -> tuple[Floats, Floats]:
     """Seconds by part of passes, [points, parts]: everything but attention kernels, and attention kernels."""
     totals = np.zeros((2, n_points, N_PARTS))
     program = instance.program(step)
@@ -129,7 +139,8 @@ def _parts(instance: Instance, step: Pass, n_points: int) -> tuple[Floats, Float
         call = np.minimum(_per_point(cost.latency_s, n_points), seconds)
         which = 1 if op.kind in ATTENTION else 0
         totals[which, :, part] += (seconds - call) * segment.n_repeat
-        totals[which, :, part + 1] += call * segment.n_repeat
+        if op.inside not in contained:
+            totals[which, :, part + 1] += call * segment.n_repeat
         if part == Part.GEMM and op.dtype not in WIDE:
             totals[0, :, Part.QUANTISE] += segment.n_repeat
     return totals[0], totals[1]

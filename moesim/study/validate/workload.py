@@ -10,6 +10,7 @@ import numpy as np
 from moesim.memory import check_memory
 from moesim.memory.count import Serving
 from moesim.study.instance import Instance
+from moesim.study.kernels import contained_kernels
 from moesim.study.validate.closed_loop import Schedule, closed_loop
 from moesim.study.validate.features import RowFeatures, row_features
 from moesim.study.validate.launches import Launch, launch_of
@@ -71,14 +72,16 @@ class Workbench:
     def table(self, row: RunRow) -> StepTable:
         """Passes of the row's split and lengths."""
         client, per_rank = client_of(row), -(-row.concurrency // row.attention_dp_size)
-        budget = launch_of(row).budget_tokens
+        launch = launch_of(row)
+        budget, fuses = launch.budget_tokens, launch.fuses_norms
         most = max(256, 1 << (per_rank - 1).bit_length())
-        key = (*_split(row), row.isl, row.osl, client.spread, most, budget)
+        key = (*_split(row), row.isl, row.osl, client.spread, most, budget, fuses)
         if key not in self._tables:
             mean = client.mean_frac
             self._tables[key] = step_table(
-                self.instance(row), mean * row.isl, mean * row.osl, most, max(budget, row.isl) + most
-            )
+                self.instance(row), mean * row.isl, mean * row.osl, most, max(budget, row.isl) + most,
+                contained_kernels(row.backend, row.device, fuses_norms=fuses),
+            )  # fmt: skip
         return self._tables[key]
 
     def capacity(self, row: RunRow) -> float:
