@@ -60,30 +60,39 @@ class PairTimes:
         Returns:
             [R] when each sender is through, [R] when each receiver has everything, [2, R] when each receiving port is free.
         """
-        n = len(starts_s)
+        n, free = len(starts_s), free_s.copy()
+        # the k-th destination of a source, and which one a destination is for each source
         order = (np.arange(n)[:, None] + np.arange(1, n + 1)[None, :]) % n
+        place = (np.arange(n)[None, :] - np.arange(n)[:, None] - 1) % n
         sent = np.repeat(starts_s[None, :], 2, axis=0)
-        free = free_s.copy()
         received = np.zeros(n)
         for port in (0, 1):
             if not self.out_s[port].any():
                 continue
-            chunk = np.take_along_axis(self.out_s[port], order, axis=1) / self.n_chunks
-            ends = starts_s[:, None] + np.cumsum(np.tile(chunk, (1, self.n_chunks)), axis=1)
-            begins = ends - np.tile(chunk, (1, self.n_chunks))
+            chunk = np.tile(np.take_along_axis(self.out_s[port], order, axis=1) / self.n_chunks, (1, self.n_chunks))
+            ends = starts_s[:, None] + np.cumsum(chunk, axis=1)
             sent[port] = ends[:, -1]
-            to = np.tile(order, (1, self.n_chunks))
-            takes = np.tile(np.take_along_axis(self.in_s[port], order, axis=1), (1, self.n_chunks)) / self.n_chunks
-            for rank in range(n):
-                mine = (to == rank) & (takes > 0)
-                if not mine.any():
-                    continue
-                begin, end, take = begins[mine], ends[mine], takes[mine]
-                first = np.argsort(begin, kind="stable")
-                # queue of known jobs: each ends at max over earlier j of (begin_j + work from j on), and not before it was sent
-                done = np.cumsum(take[first])
-                latest = np.maximum.accumulate(np.maximum(begin[first], free[port, rank]) - (done - take[first]))
-                through = latest + done
-                free[port, rank] = through[-1]
-                received[rank] = max(received[rank], through[-1], float(end.max()))
+            took, last, through = self._take_in(port, ends - chunk, ends, place, free[port])
+            free[port] = through
+            received = np.where(took, np.maximum(received, np.maximum(last, through)), received)
         return sent.max(axis=0), received, free
+
+    def _take_in(
+        self, port: int, begins: Floats, ends: Floats, place: NDArray[np.intp], free_s: Floats
+    ) -> tuple[NDArray[np.bool_], Floats, Floats]:
+        """What receivers of a port do, [R] each: whether they get anything, when it was sent, when they are through."""
+        n, m = len(free_s), self.n_chunks
+        take = np.repeat(self.in_s[port].T / m, m, axis=1)
+        # [source, round, destination] to [destination, source and round]
+        arrive, leave = (
+            np.take_along_axis(x.reshape(n, m, n), place[:, None, :], axis=2).transpose(2, 0, 1).reshape(n, n * m)
+            for x in (begins, ends)
+        )
+        is_none = take <= 0.0
+        arrive[is_none], leave[is_none] = -np.inf, -np.inf
+        first = np.argsort(arrive, axis=1, kind="stable")
+        arrive, take = np.take_along_axis(arrive, first, axis=1), np.take_along_axis(take, first, axis=1)
+        # queue of known jobs: each ends at max over earlier j of (begin_j + work from j on), and not before it was sent
+        done = np.cumsum(take, axis=1)
+        latest = np.maximum.accumulate(np.maximum(arrive, free_s[:, None]) - (done - take), axis=1)
+        return (take[:, -1] > 0.0), leave.max(axis=1), (latest + done)[:, -1]
