@@ -32,7 +32,7 @@ def run_command(scenario: str, out: Path | None, engine: str | None, seed: int |
 
         run = run_scenario(spec, name=file.stem, engine=chosen, seed=seed, file=file, progress=tell)
         bar.update(task, description="writing the report", completed=0.9)
-        write_report(run.result, out_dir, run.timeline)
+        write_report(run.result, out_dir, run.timeline, run.prefill_timeline)
         bar.update(task, description="done", completed=1.0)
     _say(run.result, out_dir, time.monotonic() - began)
 

@@ -8,7 +8,7 @@ from moesim.report.document import FigureBlock
 from moesim.report.figures_cost import breakdown, latency, memory, pareto
 from moesim.report.figures_flip import break_even
 from moesim.report.figures_ops import gap_split, roofline
-from moesim.report.figures_ranks import node_paths, port_use, wait_map, what_if
+from moesim.report.figures_ranks import node_paths, port_use, seen_passes, wait_map, what_if
 from moesim.report.figures_routing import all_routing, sketch
 from moesim.study.results import RunResult
 
@@ -30,12 +30,13 @@ class Figures:
 
 def draw(result: RunResult) -> Figures:
     """Draw everything."""
+    seen = seen_passes(result)
     return Figures(
         sketch=sketch(),
         cost=_there(latency(result), pareto(result), memory(result)),
         time=_there(breakdown(result), roofline(result), gap_split(result)),
-        ranks=_there(wait_map(result), port_use(result)),
-        what_if=_there(what_if(result)),
+        ranks=_there(*(figure(result, name) for name in seen for figure in (wait_map, port_use))),
+        what_if=_there(*(what_if(result, name) for name in seen)),
         routing=(*_there(node_paths(result)), *all_routing(result)),
         flips=tuple(break_even(result)),
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-__all__ = ["node_paths", "port_use", "wait_map", "what_if", "what_if_table"]
+__all__ = ["node_paths", "port_use", "seen_passes", "wait_map", "what_if", "what_if_table"]
 
 _TOKEN_COLOURS = ("s0", "s1", "s2", "s3")
 _N_BARS = 40  # more ranks than this are a line
@@ -26,16 +26,23 @@ _N_BARS = 40  # more ranks than this are a line
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The pass that is known rank by rank."""
+    """A pass that is known rank by rank; `mark` tells its figures from those of the first such pass."""
 
+    name: str
+    mark: str
     system: SystemResult
     detail: PhaseDetail
     ranks: RankDetail
 
 
-def wait_map(result: RunResult) -> FigureBlock | None:
-    """Heat map of waiting by rank and layer, with each rank's sum beside it."""
-    seen = _seen(result)
+def seen_passes(result: RunResult) -> tuple[str, ...]:
+    """Names of the passes that are known rank by rank."""
+    return tuple(seen.name for seen in _all_seen(result))
+
+
+def wait_map(result: RunResult, name: str | None = None) -> FigureBlock | None:
+    """Heat map of waiting by rank and layer, with each rank's sum beside it; of the first pass by default."""
+    seen = _seen(result, name)
     if seen is None:
         return None
     ranks, per_row = seen.ranks, seen.ranks.n_ranks_per_row
@@ -43,7 +50,7 @@ def wait_map(result: RunResult) -> FigureBlock | None:
     if not waits.any():
         return None
     height = min(6.4, max(2.6, 1.5 + 0.11 * len(waits)))
-    key, title = "fig-waits", f"Who waits where: {seen.system.name}, rank × layer"
+    key, title = f"fig-waits{seen.mark}", f"Who waits where: {seen.system.name}, {seen.name}, rank × layer"
     with drawing(height, 2, width_ratios=[5, 1.5], sharey=True) as (figure, (heat, side)):
         top = max(1e-9, float(np.percentile(waits, 99.5))) * 1e6
         last = ranks.n_ranks - 0.5
@@ -70,20 +77,20 @@ def wait_map(result: RunResult) -> FigureBlock | None:
     averaged = f" A row is the mean of {per_row} neighbouring ranks." if per_row > 1 else ""
     borders = " Lines part scale-up domains." if ranks.n_ranks > result.scale_up_domain_size else ""
     return FigureBlock(
-        "waits", title, alt, svg,
-        f"One {seen.detail.phase} pass. A rank that waits little in a layer tends to be one that others wait for, with more "
+        f"waits{seen.mark}", title, alt, svg,
+        f"One {seen.name} pass. A rank that waits little in a layer tends to be one that others wait for, with more "
         f"tokens or more experts to read.{borders}{averaged}",
     )  # fmt: skip
 
 
-def port_use(result: RunResult) -> FigureBlock | None:
+def port_use(result: RunResult, name: str | None = None) -> FigureBlock | None:
     """How much of the pass each rank's port sends and receives, and its engine computes."""
-    seen = _seen(result)
+    seen = _seen(result, name)
     if seen is None:
         return None
     ranks = seen.ranks
     first = np.arange(len(ranks.out_port_frac)) * ranks.n_ranks_per_row
-    key, title = "fig-ports", f"How much ports and engines are in use: {seen.system.name}"
+    key, title = f"fig-ports{seen.mark}", f"How much ports and engines are in use: {seen.system.name}, {seen.name}"
     with drawing(3.4, 2, width_ratios=[3, 2]) as (figure, (ports, engine)):
         _ports(ports, ranks, first)
         engine.plot(
@@ -97,25 +104,26 @@ def port_use(result: RunResult) -> FigureBlock | None:
         alt = _port_alt(ranks)
         svg = to_svg(figure, key, title, alt)
     return FigureBlock(
-        "ports", title, alt, svg,
+        f"ports{seen.mark}", title, alt, svg,
         "A port is in use while its bytes move. What exposed communication takes beyond that is latency and waiting.",
     )  # fmt: skip
 
 
-def what_if(result: RunResult) -> FigureBlock | None:
+def what_if(result: RunResult, name: str | None = None) -> FigureBlock | None:
     """Bars of the pass with one thing changed at a time."""
-    found = _alternatives(result)
-    if found is None:
+    seen = _seen(result, name)
+    if seen is None or len(seen.detail.what_if) < 2:
         return None
-    system, detail = found
-    rows = detail.what_if
-    key, title = "fig-what-if", f"What if: one {detail.phase} pass of {system.name}"
+    rows = seen.detail.what_if
+    key, title = f"fig-what-if{seen.mark}", f"What if: one {seen.name} pass of {seen.system.name}"
     with drawing(0.9 + 0.42 * len(rows)) as (figure, (axes,)):
         for y, row in enumerate(rows):
             colour = stand_in("s5" if y == 0 else "good" if row.time_s < rows[0].time_s else "alarm")
-            work_s = max(0.0, row.time_s - row.exposed_comm_s)
+            work_s = max(0.0, row.time_s - row.exposed_comm_s - row.slower_wait_s)
             axes.barh(y, work_s * 1e3, color=colour, height=0.58)
             axes.barh(y, row.exposed_comm_s * 1e3, left=work_s * 1e3, color=colour, height=0.58, alpha=0.45)
+            left_s = work_s + row.exposed_comm_s
+            axes.barh(y, row.slower_wait_s * 1e3, left=left_s * 1e3, color=colour, height=0.58, alpha=0.18)
             text = time_text(row.time_s) + ("" if y == 0 else f"  {_change(rows[0], row)}")
             axes.annotate(text, (row.time_s * 1e3, y), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
@@ -127,23 +135,23 @@ def what_if(result: RunResult) -> FigureBlock | None:
         alt = f"As it is {time_text(rows[0].time_s)}; {alt}."
         svg = to_svg(figure, key, title, alt)
     return FigureBlock(
-        "what-if", title, alt, svg,
-        "Each bar is the same pass simulated again with one thing changed. The pale part is time in which the mean rank "
-        "computes nothing: communication that nothing hides, and waiting.",
+        f"what-if{seen.mark}", title, alt, svg,
+        "Each bar is the same pass simulated again with one thing changed. Pale: communication that nothing hides. Paler: what "
+        "the mean rank waits for slower ones.",
     )  # fmt: skip
 
 
-def what_if_table(result: RunResult) -> Table | None:
+def what_if_table(result: RunResult, name: str | None = None) -> Table | None:
     """The same in numbers, with what each change means."""
-    found = _alternatives(result)
-    if found is None:
+    seen = _seen(result, name)
+    if seen is None or len(seen.detail.what_if) < 2:
         return None
-    system, detail = found
+    detail = seen.detail
     rows = tuple(
         (
             Cell(row.name), Cell(number(row.time_s * 1e3)), Cell("" if i == 0 else _change(detail.what_if[0], row)),
             Cell(multiple(row.speedup)), Cell(number(row.exposed_comm_s * 1e3)), Cell(_ms(row.hidden_comm_s)),
-            Cell(_ms(row.wait_s)), Cell(row.note),
+            Cell(_ms(row.slower_wait_s)), Cell(_ms(row.wait_s)), Cell(row.note),
         )
         for i, row in enumerate(detail.what_if)
     )  # fmt: skip
@@ -154,13 +162,16 @@ def what_if_table(result: RunResult) -> Table | None:
         "Speed-up",
         "Exposed (ms)",
         "Hidden (ms)",
-        "Waits (ms)",
+        "For slower ranks (ms)",
+        "All waits (ms)",
         "Note",
     )
     return Table(
-        "what-if", f"{system.name}, {detail.phase}, {plural(detail.concurrency, 'request')} in flight",
-        headings, (False, *(True,) * 6, False), rows,
-        "Exposed, hidden and waits are means per rank. Simulated; as well founded as the operators below.",
+        f"what-if{seen.mark}", f"{seen.system.name}, {seen.name}, {plural(detail.concurrency, 'request')} in flight",
+        headings, (False, *(True,) * 7, False), rows,
+        "Exposed: the rank that the pass waits for computes nothing because of communication. For slower ranks: what the mean "
+        "rank waits beside that. Hidden communication and all waits, those with compute over them too, are means per rank. "
+        "Simulated; as well founded as the operators below.",
     )  # fmt: skip
 
 
@@ -197,12 +208,18 @@ def node_paths(result: RunResult) -> FigureBlock | None:
     )  # fmt: skip
 
 
-def _seen(result: RunResult) -> _Seen | None:
-    return next((_Seen(s, d, d.ranks) for s in result.systems for d in s.details if d.ranks is not None), None)
+def _seen(result: RunResult, name: str | None) -> _Seen | None:
+    return next((seen for seen in _all_seen(result) if name in (None, seen.name)), None)
 
 
-def _alternatives(result: RunResult) -> tuple[SystemResult, PhaseDetail] | None:
-    return next(((s, d) for s in result.systems for d in s.details if len(d.what_if) > 1), None)
+def _all_seen(result: RunResult) -> list[_Seen]:
+    found: list[_Seen] = []
+    for system in result.systems:
+        for name, detail in system.passes:
+            if detail.ranks is not None:
+                mark = f"-{name.replace(' ', '-')}" if found else ""
+                found.append(_Seen(name, mark, system, detail, detail.ranks))
+    return found
 
 
 def _ports(axes: Axes, ranks: RankDetail, first: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:

@@ -59,8 +59,8 @@ def _points(result: RunResult) -> list[Row]:
 def _passes(result: RunResult) -> list[Row]:
     rows = []
     for s in result.systems:
-        for d in s.details:
-            row = _plain(d, system=s.name)
+        for name, d in s.passes:
+            row = _plain(d, system=s.name) | {"phase": name}
             for inner in ("operators", "ranks", "what_if"):
                 row.pop(inner)
             gap = row.pop("gap") or {}
@@ -74,9 +74,9 @@ def _passes(result: RunResult) -> list[Row]:
 def _by_rank(result: RunResult) -> list[tuple[Row, RankDetail]]:
     """Passes that are known rank by rank, with what names them."""
     return [
-        ({"system": s.name, "phase": d.phase}, d.ranks)
+        ({"system": s.name, "phase": name}, d.ranks)
         for s in result.systems
-        for d in s.details
+        for name, d in s.passes
         if d.ranks is not None
     ]
 
@@ -107,7 +107,7 @@ def _ports(result: RunResult) -> list[Row]:
 
 
 def _what_if(result: RunResult) -> list[Row]:
-    return [_plain(row, system=s.name, phase=d.phase) for s in result.systems for d in s.details for row in d.what_if]
+    return [_plain(row, system=s.name, phase=name) for s in result.systems for name, d in s.passes for row in d.what_if]
 
 
 def _operators(result: RunResult) -> list[Row]:

@@ -16,7 +16,7 @@ from moesim.report.document import (
     Table,
 )
 from moesim.report.figures import Figures, draw
-from moesim.report.figures_ranks import what_if_table
+from moesim.report.figures_ranks import seen_passes, what_if_table
 from moesim.report.tables import (
     comparison_table,
     flip_table,
@@ -212,7 +212,8 @@ def _why(result: RunResult, figures: Figures) -> Section | None:
 
 def _ranks(result: RunResult, figures: Figures) -> Section | None:
     """Who waits in the simulated pass of the reference system, and what would help."""
-    blocks = [*figures.what_if, *_there(what_if_table(result)), *figures.ranks]
+    tables = (what_if_table(result, name) for name in seen_passes(result))
+    blocks = [*figures.what_if, *_there(*tables), *figures.ranks]
     if not blocks:
         return None
     waits = any(f.key.startswith("waits") for f in figures.ranks)

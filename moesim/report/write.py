@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["RESULTS_FILE", "TRACE_FILE", "load_result", "render", "results_json", "write_report"]
 
 RESULTS_FILE = "results.json"
-TRACE_FILE = "trace.perfetto-trace"
+TRACE_FILE, PREFILL_TRACE_FILE = "trace.perfetto-trace", "trace-prefill.perfetto-trace"
 _NUMBERS = re.compile(r"\[\n\s*((?:-?\d[\d.eE+-]*|null)(?:,\n\s*(?:-?\d[\d.eE+-]*|null))*)\n\s*\]")
 
 
-def write_report(result: RunResult, out_dir: Path, timeline: Timeline | None = None) -> list[Path]:
+def write_report(
+    result: RunResult, out_dir: Path, timeline: Timeline | None = None, prefill_timeline: Timeline | None = None
+) -> list[Path]:
     """Write page, Markdown, figures, tables, trace and results.
 
     Args:
@@ -32,6 +34,7 @@ def write_report(result: RunResult, out_dir: Path, timeline: Timeline | None = N
         out_dir: made if missing; files of an earlier report in it are replaced, other files are left alone.
         timeline: of the reference system; written as a Perfetto trace with arrows for its sampled tokens if given; an
             earlier trace goes away otherwise.
+        prefill_timeline: the same of its full prefill.
 
     Returns:
         The files written, ``results.json`` last. After a failure there is no half-written file: either the old one or the new.
@@ -40,11 +43,12 @@ def write_report(result: RunResult, out_dir: Path, timeline: Timeline | None = N
         InputError: `out_dir` is a file or cannot be written.
     """
     files = _contents(result)
-    if timeline is not None:
-        from moesim.report.trace import sampled_flows, trace_bytes
+    for name, recorded in ((TRACE_FILE, timeline), (PREFILL_TRACE_FILE, prefill_timeline)):
+        if recorded is not None:
+            from moesim.report.trace import sampled_flows, trace_bytes
 
-        reference = next((s for s in result.systems if s.name == result.scenario.reference.name), None)
-        files[TRACE_FILE] = trace_bytes(timeline, sampled_flows(timeline, reference.paths if reference else None))
+            reference = next((s for s in result.systems if s.name == result.scenario.reference.name), None)
+            files[name] = trace_bytes(recorded, sampled_flows(recorded, reference.paths if reference else None))
     return _replace(Path(out_dir), files, keep_trace=False)
 
 
@@ -182,7 +186,7 @@ def _remove_stale(out_dir: Path, files: Mapping[str, bytes], keep_trace: bool) -
     """Figures, tables and traces of an earlier report that the new one does not have."""
     old = [*out_dir.glob("figures/*.svg"), *out_dir.glob("tables/*.csv")]
     if not keep_trace:
-        old += list(out_dir.glob(TRACE_FILE))
+        old += [*out_dir.glob(TRACE_FILE), *out_dir.glob(PREFILL_TRACE_FILE)]
     for path in old:
         if path.relative_to(out_dir).as_posix() not in files:
             path.unlink()

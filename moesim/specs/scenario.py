@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from moesim.specs.base import Count, Flag, Frozen, Natural, Number
 from moesim.specs.dtypes import Dtype
+from moesim.specs.flow import FlowSpec
 from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.routing import RoutingSpec
 from moesim.specs.workload import WorkloadSpec
@@ -80,6 +81,7 @@ class SystemSpec(Frozen):
     weight_dtype: Dtype | None = None
     kv_dtype: Dtype | None = None
     overlap: Annotated[Overlap, BeforeValidator(_overlap)] = Overlap.NONE
+    flow: FlowSpec = FlowSpec()
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> Self:

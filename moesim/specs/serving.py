@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from moesim.specs.base import Bytes, BytesPerS, Count, Flag, Fraction, Frozen, Natural, Number, Seconds
+from moesim.specs.flow import EVEN
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.scenario import SystemSpec
 
@@ -279,3 +280,9 @@ class ServeScenarioSpec(Frozen):
     serving: ServingSpec = ServingSpec()
     seed: Natural = 0
     is_assumption: Flag = False
+
+    @model_validator(mode="after")
+    def _closed_form(self) -> Self:
+        if self.system.flow != EVEN:
+            raise ValueError("system.flow: is known to `moesim run` and `moesim sweep`; serve prices passes in closed form")
+        return self

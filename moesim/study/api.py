@@ -116,7 +116,7 @@ def run(
     spec, file, name = _loaded(scenario, ScenarioSpec, load_scenario)
     chosen = None if engine is None else _word(Engine, engine, "engine")
     found = run_scenario(spec, name=name, engine=chosen, seed=seed, file=file)
-    return ScenarioAnswer(found.result, found.timeline)
+    return ScenarioAnswer(found.result, found.timeline, found.prefill_timeline)
 
 
 def serve(

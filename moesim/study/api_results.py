@@ -52,10 +52,11 @@ class Estimate(EstimateResult, Tabular):
 
 @dataclass(frozen=True, slots=True)
 class ScenarioAnswer(Tabular):
-    """A scenario's answer; rows are systems at concurrencies. `timeline` is None for the closed form."""
+    """A scenario's answer; rows are systems at concurrencies. Timelines are None for the closed form."""
 
     result: RunResult
     timeline: Timeline | None = None
+    prefill_timeline: Timeline | None = None
 
     @property
     def sentences(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from moesim.analytic import StepEstimate, estimate
 from moesim.lowering import Pass
-from moesim.sim import FlowResult, simulate
+from moesim.sim import FlowResult
 from moesim.specs.dtypes import Dtype
 from moesim.specs.scenario import Engine
 from moesim.specs.workload import WorkloadSpec
@@ -30,7 +30,7 @@ def phase_detail(
     timeline, gap, ranks = None, None, None
     if engine is Engine.FLOW:
         gap, result, flow = _gap(instance, step, rng)
-        device, timeline = PassTime(gap.simulated_s, result), flow.timeline
+        device, timeline = PassTime(gap.simulated_s, result, flow), flow.timeline
         if by_rank and timeline.n_ranks > 1:
             ranks = rank_detail(flow, len(instance.model.layers))
     else:
@@ -40,9 +40,9 @@ def phase_detail(
     mfu, mbu = _utilisation(instance, result, time_s)
     detail = PhaseDetail(
         phase=step.phase.value, concurrency=concurrency, n_tokens=float(step.n_tokens), context=float(step.kv_len),
-        time_s=time_s, imbalance_s=result.imbalance_s, exposed_comm_s=result.exposed_comm_s,
-        hidden_comm_s=result.hidden_comm_s, mfu=mfu, mbu=mbu, operators=_rows(result), gap=gap,
-        ranks=ranks,
+        time_s=time_s, imbalance_s=result.imbalance_s, exposed_comm_s=passing.exposed_comm_s,
+        hidden_comm_s=passing.hidden_comm_s, slower_wait_s=passing.slower_wait_s, mfu=mfu, mbu=mbu, operators=_rows(result),
+        gap=gap, ranks=ranks,
     )  # fmt: skip
     return detail, timeline
 
@@ -52,11 +52,11 @@ def _gap(instance: Instance, step: Pass, rng: np.random.Generator) -> tuple[GapS
     balanced = instance.balanced()
     balanced_s = estimate(balanced.program(step, overlap=False), balanced.cost).time_s
     counts = instance.draw(step, rng)
-    plain = instance.program(step, counts, overlap=False)
-    drawn_s = estimate(plain, instance.cost).time_s
-    plain_s = simulate(plain, instance.cost, record=False).time_s
-    program = instance.program(step, counts) if instance.overlap else plain
-    final = simulate(program, instance.cost)
+    program, final = instance.simulated(step, counts)
+    plain, alone = program, final
+    if instance.overlap:
+        plain, alone = instance.simulated(step, counts, overlap=False, record=False)
+    drawn_s, plain_s = estimate(plain, instance.cost).time_s, alone.time_s
     gap = GapSplit(
         balanced_s=balanced_s, imbalance_s=drawn_s - balanced_s, contention_s=plain_s - drawn_s,
         overlap_s=final.time_s - plain_s, simulated_s=final.time_s,

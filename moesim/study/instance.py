@@ -15,17 +15,19 @@ from moesim.lowering import MoeLoad, Pass, Routed, expert_layout, lower, route_m
 from moesim.lowering.route import Counts
 from moesim.memory import MemoryReport, Serving, check_memory
 from moesim.ops import Phase, Program
+from moesim.specs.flow import EVEN, N_CHUNKS, Exchange, FlowSpec, Granularity
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.routing import RouterFamily, RoutingSpec
+from moesim.study.flow_settings import check_settings, lending
 from moesim.study.halves import HalvedCounts, halved, split_pass
 from moesim.study.kernels import as_run
 
 if TYPE_CHECKING:
-    from moesim.sim import FlowResult
+    from moesim.sim import FlowOptions, FlowResult
 
-__all__ = ["Instance", "PassTime", "build_instance"]
+__all__ = ["Instance", "PassTime", "build_instance", "travel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,28 @@ class PassTime:
     flow: FlowResult | None = None
     program: Program | None = None
 
+    @property
+    def exposed_comm_s(self) -> float:
+        """Time in which the rank that the pass waits for computes nothing because of communication."""
+        return self.estimate.exposed_comm_s if self.flow is None else self.flow.exposed_comm_s
+
+    @property
+    def hidden_comm_s(self) -> float:
+        """Communication with compute beside it."""
+        return self.estimate.hidden_comm_s if self.flow is None else self.flow.hidden_comm_s
+
+    @property
+    def slower_wait_s(self) -> float:
+        """What the mean rank waits for slower ones; nothing in the closed form, which has one rank."""
+        return 0.0 if self.flow is None else self.flow.slower_wait_s
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A model split over `parallel.n_ranks` devices of `hardware`, with its router and the cost of its operators."""
+    """A model split over `parallel.n_ranks` devices of `hardware`, with its router and the cost of its operators.
+
+    `settings` say how its passes are simulated, and what is uneven or slow.
+    """
 
     model: ModelSpec
     parallel: ParallelSpec
@@ -48,6 +68,7 @@ class Instance:
     cost: CostModel
     routed: Routed | None
     overlap: Overlap = Overlap.NONE
+    settings: FlowSpec = EVEN
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "overlap", Overlap.of(self.overlap))
@@ -75,9 +96,9 @@ class Instance:
             overlap: instead of the instance's own.
             pairs: keep the bytes of every pair of ranks (needs `counts`).
         """
-        mode = self.overlap if overlap is None else Overlap.of(overlap)
+        mode, step = self.overlap if overlap is None else Overlap.of(overlap), self._as_set(step)
         whole = self._lower(step, counts, bool(mode), pairs)
-        halves = split_pass(step, self.parallel.dp_size) if mode is Overlap.TWO_BATCH and self._has_exchanges else None
+        halves = split_pass(step, self.parallel.dp_size) if mode is Overlap.TWO_BATCH and self.has_exchanges else None
         if halves is None:
             return whole
         drawn = counts.halves if isinstance(counts, HalvedCounts) else halved(counts, halves)
@@ -85,7 +106,8 @@ class Instance:
         return replace(whole, micro_batches=batches)
 
     def _lower(self, step: Pass, counts: Counts | None, shared: bool, pairs: bool) -> Program:
-        layout = expert_layout(self.parallel, step.phase, self.hardware.scale_up_domain_size)
+        domain_size = self.hardware.scale_up_domain_size
+        layout = expert_layout(self.parallel, step.phase, domain_size, low_latency=step.low_latency)
 
         def load_for(ffn: MoeFfn, indices: tuple[int, ...]) -> MoeLoad:
             if self.routed is None:
@@ -96,11 +118,16 @@ class Instance:
 
         return lower(self.model, self.parallel, step, load_for, overlap=shared)
 
+    def _as_set(self, step: Pass) -> Pass:
+        """The pass with the kernels of expert exchanges that the settings name."""
+        if self.settings.exchange is Exchange.AUTO:
+            return step
+        return replace(step, low_latency=self.settings.exchange is Exchange.LOW_LATENCY)
+
     @property
-    def _has_exchanges(self) -> bool:
-        return (
-            self.routed is not None and self.parallel.ep_size > 1 and self.parallel.dp_size * self.parallel.cp_size > 1
-        )
+    def has_exchanges(self) -> bool:
+        """Whether tokens travel between ranks; without that there is nothing to overlap."""
+        return travel(self.model, self.parallel)
 
     def draw(self, step: Pass, rng: np.random.Generator) -> Counts | None:
         """Where every token of the pass goes; None for a dense model. Two micro-batches are drawn one after the other."""
@@ -119,25 +146,51 @@ class Instance:
 
     def flow(self, step: Pass, rng: np.random.Generator, *, record: bool = False) -> PassTime:
         """Simulation under one draw of every token's experts."""
-        program = self.program(step, self.draw(step, rng))
+        program, result = self.simulated(step, self.draw(step, rng), record=record)
+        return PassTime(result.time_s, estimate(program, self.cost), result, program)
+
+    def simulated(
+        self, step: Pass, counts: Counts | None, *, overlap: Overlap | bool | None = None, record: bool = True
+    ) -> tuple[Program, FlowResult]:
+        """The program of a pass under a drawn load, and its simulation with the instance's settings."""
         from moesim.sim import simulate  # the closed form can do without
 
-        result = simulate(program, self.cost, record=record)
-        return PassTime(result.time_s, estimate(program, self.cost), result, program)
+        pairs = counts is not None and self.settings.granularity is not Granularity.RANK
+        program = self.program(step, counts, overlap=overlap, pairs=pairs)
+        return program, simulate(program, self.cost, record=record, options=self.options(step.phase))
+
+    def options(self, phase: Phase) -> FlowOptions:
+        """How passes of a phase are simulated."""
+        from moesim.sim import FlowOptions
+
+        s = self.settings
+        replayed = bool(s.cuda_graphs) and phase is Phase.DECODE
+        launch_s = 0.0 if replayed else s.launch_s
+        return FlowOptions(s.granularity, s.slow_ranks, s.slow_links, launch_s, s.n_chunks or N_CHUNKS)
 
     def decode_pass(self, batch: float, context: float) -> Pass:
         """One output token for each of `batch` sequences; pipeline stages work on equal shares of the batch in turn."""
         share = math.ceil(batch / self.parallel.pp_size)
-        return Pass(Phase.DECODE, float(share), 1.0, float(max(0.0, context - 1.0)))
+        return self.dealt(Pass(Phase.DECODE, float(share), 1.0, float(max(0.0, context - 1.0))))
+
+    def dealt(self, step: Pass) -> Pass:
+        """The pass with its sequences, and in decode their contexts, dealt to attention-DP groups as the settings say."""
+        groups = self.settings.sequences(round(float(step.batch)), self.parallel.dp_size)
+        if groups is None:
+            return step
+        cached = self.settings.contexts(float(step.cached_tokens), groups) if step.phase is Phase.DECODE else None
+        return replace(step, batch=float(sum(groups)), group_batch=groups, group_cached=cached)
 
     def prefill_passes(self, new_tokens: int, cached_tokens: int, max_pass_tokens: int, batch: int = 1) -> list[Pass]:
         """Chunks of at most `max_pass_tokens` per attention-DP rank for `batch` sequences side by side."""
-        per_rank = math.ceil(batch / self.parallel.dp_size)
+        whole = Pass(Phase.PREFILL, float(batch), float(new_tokens), float(cached_tokens))
+        if batch >= self.parallel.dp_size:  # fewer prompts are on some groups only, whatever the groups' loads
+            whole = self.dealt(whole)
+        per_rank = math.ceil(batch / self.parallel.dp_size) if whole.group_batch is None else max(whole.group_batch)
         chunk = max(1, min(new_tokens, max_pass_tokens // max(1, per_rank)))
-        starts = range(0, new_tokens, chunk)
         return [
-            Pass(Phase.PREFILL, float(batch), float(min(chunk, new_tokens - start)), float(cached_tokens + start))
-            for start in starts
+            replace(whole, new_tokens=float(min(chunk, new_tokens - start)), cached_tokens=float(cached_tokens + start))
+            for start in range(0, new_tokens, chunk)
         ]
 
     def memory(
@@ -148,6 +201,11 @@ class Instance:
         return check_memory(self.model, self.parallel, serving, self.hardware.device.memory_bytes, explain=explain)
 
 
+def travel(model: ModelSpec, parallel: ParallelSpec) -> bool:
+    """Whether a model's tokens travel between the ranks of a split."""
+    return model.is_moe and parallel.ep_size > 1 and parallel.dp_size * parallel.cp_size > 1
+
+
 def build_instance(
     model: ModelSpec,
     parallel: ParallelSpec,
@@ -155,14 +213,15 @@ def build_instance(
     routing: RoutingSpec | None = None,
     *,
     cost: CostModel | None = None,
-    overlap: Overlap | bool = False,
+    overlap: Overlap | bool | str = False,
+    settings: FlowSpec = EVEN,
     rng: np.random.Generator | None = None,
 ) -> Instance:
     """Check the split and build routers and costs; a serving stack's experts get the activations that it runs them with.
 
     Raises:
         ParallelError: a split that does not divide the model.
-        InputError: a routing that does not fit it.
+        InputError: a routing or settings that do not fit it.
     """
     parallel.check(model)
     used = hardware.with_n_devices(parallel.n_ranks)
@@ -171,4 +230,8 @@ def build_instance(
     routed = None
     if model.is_moe:
         routed = route_model(model, routing or RoutingSpec(), parallel, hardware.scale_up_domain_size, rng)
-    return Instance(model, parallel, used, cost or CostModel.of(used), routed, Overlap.of(overlap))
+    price = lending(cost or CostModel.of(used), settings.comm_sms)
+    used = used.model_copy(update={"fabric": price.hardware.fabric}) if settings.comm_sms is not None else used
+    instance = Instance(model, parallel, used, price, routed, Overlap.of(overlap), settings)
+    check_settings(settings, parallel, used, has_exchanges=instance.has_exchanges)
+    return instance

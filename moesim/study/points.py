@@ -109,6 +109,7 @@ def measure_point(
         output_tokens_per_s_per_user=1.0 / tpot_s, energy_j_per_output_token=energy,
         usd_per_million_output_tokens=usd_per_million_tokens(hardware, hardware.n_devices, rate),
         weight_bytes_read_per_step=weight_bytes_read(system, decode.requests, decode.n_active),
+        exposed_comm_frac=decode.passing.exposed_comm_s / decode.passing.time_s,
         origin=passing.origin,
     )  # fmt: skip
     return with_intervals(point, spreads, basis)

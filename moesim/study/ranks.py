@@ -58,7 +58,8 @@ def home_ranks(instance: Instance, n_tokens: int) -> tuple[int, ...]:
 def _row(found: Alternative) -> AlternativeRow:
     return AlternativeRow(
         name=found.name, note=found.note, time_s=found.time_s, speedup=found.speedup,
-        exposed_comm_s=found.exposed_comm_s, hidden_comm_s=found.hidden_comm_s, wait_s=found.waits_s,
+        exposed_comm_s=found.exposed_comm_s, hidden_comm_s=found.hidden_comm_s, slower_wait_s=found.slower_wait_s,
+        wait_s=found.waits_s,
     )  # fmt: skip
 
 

@@ -59,6 +59,7 @@ class Point(Frozen):
     energy_j_per_output_token: float | None = None
     usd_per_million_output_tokens: float | None = None
     weight_bytes_read_per_step: float | None = None
+    exposed_comm_frac: float | None = None
     error_frac: float | None = None
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     interval_basis: str = "assumption only"
@@ -143,7 +144,8 @@ class RankDetail(Frozen):
 class AlternativeRow(Frozen):
     """A simulated pass with one thing changed (the first row: with nothing changed), under the same seed.
 
-    `speedup` is the time of the first row over this one's. The other times are means per rank.
+    `speedup` is the time of the first row over this one's. `exposed_comm_s` and `slower_wait_s` as in `PhaseDetail`; the other
+    times are means per rank.
     """
 
     name: str
@@ -153,12 +155,15 @@ class AlternativeRow(Frozen):
     exposed_comm_s: float
     hidden_comm_s: float
     wait_s: float
+    slower_wait_s: float = 0.0
 
 
 class PhaseDetail(Frozen):
     """One pass in detail: a prefill or decode at the concurrency named.
 
-    `ranks` and `what_if` are there for the reference system's decode pass if it was simulated on several ranks.
+    `exposed_comm_s` is time in which the rank that the pass waits for computes nothing because of communication, `slower_wait_s`
+    what the mean rank waits for slower ones beside that. `ranks` and `what_if` are there for the reference system's decode and
+    full prefill if they were simulated on several ranks.
     """
 
     phase: Literal["prefill", "decode"]
@@ -169,6 +174,7 @@ class PhaseDetail(Frozen):
     imbalance_s: float
     exposed_comm_s: float
     hidden_comm_s: float
+    slower_wait_s: float = 0.0
     mfu: float
     mbu: float
     operators: tuple[OperatorRow, ...]
@@ -204,7 +210,10 @@ class PathSample(Frozen):
 
 
 class SystemResult(Frozen):
-    """All about one system. `basis` tells how a dense twin was made; `named` for the scenario's own systems."""
+    """All about one system. `basis` tells how a dense twin was made; `named` for the scenario's own systems.
+
+    `details` are a decode and a prefill of one prompt; `full_prefill` is one with prompts on all attention-DP ranks, simulated.
+    """
 
     name: str
     kind: SystemKind
@@ -224,9 +233,16 @@ class SystemResult(Frozen):
     memory: MemoryResult
     points: tuple[Point, ...]
     details: tuple[PhaseDetail, ...] = ()
+    full_prefill: PhaseDetail | None = None
     expert_load: ExpertLoad | None = None
     paths: PathSample | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> tuple[tuple[str, PhaseDetail], ...]:
+        """All passes that are known in detail, with their names: ``decode``, ``prefill``, ``full prefill``."""
+        full = () if self.full_prefill is None else (("full prefill", self.full_prefill),)
+        return (*((detail.phase, detail) for detail in self.details), *full)
 
 
 class Comparison(Frozen):

@@ -11,6 +11,7 @@ import numpy as np
 from moesim._version import __version__
 from moesim.cost import CalibratedOps
 from moesim.errors import InputError
+from moesim.lowering import Pass
 from moesim.specs.catalog import load_hardware, path_of
 from moesim.specs.hardware import Hardware
 from moesim.specs.load import line_of, read_yaml, validate
@@ -20,7 +21,9 @@ from moesim.study.calibrated import basis_of, calibration_for
 from moesim.study.compare import compare, ratio_spreads
 from moesim.study.detail import expert_load, path_sample, phase_detail
 from moesim.study.flips import flip_curves
+from moesim.study.flow_settings import check_engine, check_flips, notes_of
 from moesim.study.headline import headline, limits
+from moesim.study.instance import Instance
 from moesim.study.points import System, measure_point, memory_report
 from moesim.study.provenance import input_origins
 from moesim.study.quality import dense_equivalent_params
@@ -29,6 +32,7 @@ from moesim.study.results import (
     Comparison,
     FlipCurve,
     MemoryResult,
+    PhaseDetail,
     QualitySensitivity,
     RunResult,
     SystemResult,
@@ -41,14 +45,17 @@ from moesim.timeline import Timeline
 __all__ = ["Run", "load_scenario", "run_scenario"]
 
 Progress = Callable[[str, float], None]
+#: Prefills of more tokens are not looked at rank by rank: half a dozen of them take minutes.
+MOST_SEEN_TOKENS = 2**21
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run: the record, and the timeline of the reference system's decode pass where one was simulated."""
+    """A finished run: the record, and timelines of the reference system's decode and full prefill where they were simulated."""
 
     result: RunResult
     timeline: Timeline | None
+    prefill_timeline: Timeline | None = None
 
 
 def load_scenario(name: str) -> tuple[ScenarioSpec, Path]:
@@ -99,6 +106,10 @@ class _Runner:
         self.calibration: CalibratedOps | None = calibration_for(scenario.calibration, self.hardware.device.name)
         self.streams = np.random.SeedSequence(seed)
         self.at = scenario.workload.middle
+        self.prefill_timeline: Timeline | None = None
+        for i, system in enumerate(scenario.systems):
+            check_engine(system.flow, engine, f"systems.{i}.flow")
+        check_flips(scenario)
 
     def rng(self) -> np.random.Generator:
         """The next independent stream."""
@@ -127,7 +138,7 @@ class _Runner:
         quality = self.quality(candidates, main)
         result = self.record(tuple(systems), comparisons, flips, quality, candidates)
         self.progress("done", 1.0)
-        return Run(result, timeline)
+        return Run(result, timeline, self.prefill_timeline)
 
     def measure(self, candidate: Candidate) -> tuple[SystemResult, Timeline | None]:
         """Points, memory, and a pass of each phase in detail."""
@@ -141,15 +152,15 @@ class _Runner:
         new = workload.input_tokens - workload.cached_prefix_tokens
         prefill = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens)[-1]
         details, timeline = [], None
+        is_reference = candidate.spec.name == self.scenario.reference.name
         for step in (decode, prefill):
-            by_rank = step is decode and candidate.spec.name == self.scenario.reference.name
             stream = self.streams.spawn(1)[0]
-            rng = np.random.default_rng(stream)
-            detail, recorded = phase_detail(instance, workload, self.at, step, self.engine, rng, by_rank=by_rank)
-            if detail.ranks is not None:  # the same stream, so that the first row is this very pass
-                detail = detail.model_copy(update={"what_if": alternatives(instance, step, stream)})
+            detail, recorded = self.detail(instance, step, stream, by_rank=is_reference and step is decode)
             details.append(detail)
             timeline = timeline or recorded
+        full = None
+        if is_reference and self.engine is Engine.FLOW and instance.has_exchanges:
+            full = self.full_prefill(instance)
         ffn = model.moe_ffn
         result = SystemResult(
             name=candidate.spec.name, kind=candidate.spec.kind, basis=candidate.basis, model=model.name, hf_id=model.hf_id,
@@ -157,11 +168,35 @@ class _Runner:
             n_experts=ffn.n_routed_experts if ffn else None, top_k=ffn.num_experts_per_tok if ffn else None,
             n_members=system.n_members, parallel=instance.parallel.label, n_ranks_per_instance=instance.parallel.n_ranks,
             n_instances=system.n_instances, weight_dtypes=_dtypes(candidate), routing=_routing(candidate),
-            memory=self.memory(system), points=points, details=tuple(details),
+            memory=self.memory(system), points=points, details=tuple(details), full_prefill=full,
             expert_load=expert_load(instance, decode, self.rng()), paths=path_sample(instance, self.rng()),
-            notes=tuple(note for note in (model.note, _rounds(system)) if note),
+            notes=tuple(note for note in (model.note, _rounds(system), *notes_of(instance, decode)) if note),
         )  # fmt: skip
         return result, timeline
+
+    def detail(
+        self, instance: Instance, step: Pass, stream: np.random.SeedSequence, *, by_rank: bool
+    ) -> tuple[PhaseDetail, Timeline | None]:
+        """A pass in detail, with what would make it quicker where it is seen by rank."""
+        rng = np.random.default_rng(stream)
+        workload = self.scenario.workload
+        detail, recorded = phase_detail(instance, workload, self.at, step, self.engine, rng, by_rank=by_rank)
+        if detail.ranks is not None:  # the same stream, so that the first row is this very pass
+            detail = detail.model_copy(update={"what_if": alternatives(instance, step, stream)})
+        return detail, recorded
+
+    def full_prefill(self, instance: Instance) -> PhaseDetail | None:
+        """A prefill with as many prompts on each attention-DP rank as a pass takes, rank by rank; the last chunk of them."""
+        w = self.scenario.workload
+        new = w.input_tokens - w.cached_prefix_tokens
+        n_together = max(1, w.max_pass_tokens // new) * instance.parallel.dp_size
+        step = instance.prefill_passes(new, w.cached_prefix_tokens, w.max_pass_tokens, n_together)[-1]
+        if float(step.n_tokens) > MOST_SEEN_TOKENS:
+            return None
+        # a stream beside the others, so that they are what they are without it
+        stream = np.random.SeedSequence([self.seed, 1])
+        detail, self.prefill_timeline = self.detail(instance, step, stream, by_rank=True)
+        return detail
 
     def memory(self, system: System) -> MemoryResult:
         """Memory at the largest concurrency; an ensemble's slot holds several models."""
@@ -205,7 +240,9 @@ class _Runner:
             _, equal = twin_system(
                 reference, twin, "equal quality", self.scenario, self.hardware, self.calibration, self.rng()
             )
-            other = measure_point(equal, self.hardware, self.scenario.workload, self.at, Engine.ANALYTIC, self.rng())
+            # what is slow in the machine is known to the simulation only
+            engine = self.engine if equal.instance.settings.simulated else Engine.ANALYTIC
+            other = measure_point(equal, self.hardware, self.scenario.workload, self.at, engine, self.rng())
             usd = _over(point.output_tokens_per_s, other.output_tokens_per_s)
             spread = ratio_spreads(other, point).get("usd_ratio")
             words = verdict(reference.spec.name, "the dense model", usd, spread)

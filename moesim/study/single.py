@@ -14,12 +14,14 @@ from moesim.memory import Outcome
 from moesim.ops import Phase
 from moesim.specs.base import Frozen, Origin
 from moesim.specs.catalog import load_hardware
+from moesim.specs.flow import EVEN, FlowSpec
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec
-from moesim.specs.parallel import ParallelSpec
+from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.routing import RoutingSpec
 from moesim.specs.scenario import Engine
 from moesim.study.calibrated import basis_of, calibration_for
+from moesim.study.flow_settings import check_engine
 from moesim.study.instance import Instance, PassTime, build_instance
 from moesim.study.passes import scatter, time_pass
 from moesim.study.uncertainty import Basis, current_bands, exposure_of, spread_of
@@ -95,6 +97,7 @@ def hardware_for(name: str, n_ranks: int) -> Hardware:
 def estimate_pass(
     model: ModelSpec, hardware: str, parallel: ParallelSpec, phase: Phase, *, batch: int, context: int, cached: int = 0,
     routing: RoutingSpec | None = None, engine: Engine = Engine.ANALYTIC, seed: int = 0, calibration: str | None = None,
+    overlap: Overlap | bool | str = Overlap.NONE, settings: FlowSpec = EVEN,
 ) -> EstimateResult:  # fmt: skip
     """Time and memory of one pass.
 
@@ -110,14 +113,24 @@ def estimate_pass(
         engine: closed form or simulation.
         seed: of the router's draws.
         calibration: name or file; the device's own by default.
+        overlap: what runs beside communication.
+        settings: stragglers, uneven loads and the like.
 
     Raises:
         InputError: anything that does not fit together.
     """
+    check_engine(settings, engine)
     rng = np.random.default_rng(seed)
     hw = hardware_for(hardware, parallel.n_ranks)
     known = calibration_for(calibration, hw.device.name)
-    instance = build_instance(model, parallel, hw, routing, cost=CostModel.of(hw, known), rng=rng)
+    instance = build_instance(
+        model, parallel, hw, routing, cost=CostModel.of(hw, known), overlap=overlap, settings=settings, rng=rng
+    )
+    if instance.overlap and not instance.has_exchanges:
+        raise InputError(
+            "has nothing to overlap: no tokens travel between ranks", field="overlap", value=instance.overlap.value,
+            hint="leave it out, or spread experts (ep) over attention-DP ranks (dp)",
+        )  # fmt: skip
     longest = context + cached
     limit = model.max_position_embeddings
     if limit is not None and longest > limit:
@@ -125,7 +138,7 @@ def estimate_pass(
     step = (
         instance.decode_pass(batch, context)
         if phase is Phase.DECODE
-        else Pass(phase, float(batch), float(context), float(cached))
+        else instance.dealt(Pass(phase, float(batch), float(context), float(cached)))
     )
     n_pass_tokens = float(step.n_tokens) / parallel.dp_size
     memory = instance.memory(batch, longest, n_pass_tokens)
@@ -177,7 +190,7 @@ def _result(
         bound=max(busy, key=lambda b: busy[b]).value if busy else None,
         tokens_per_s=n_tokens / time_s if time_s else None, tokens_per_s_low=n_tokens / ends[1] if ends else None,
         tokens_per_s_high=n_tokens / ends[0] if ends else None,
-        exposed_comm_s=e.exposed_comm_s if e else None, imbalance_s=e.imbalance_s if e else None,
+        exposed_comm_s=passing.exposed_comm_s if passing else None, imbalance_s=e.imbalance_s if e else None,
         memory_bytes=memory_bytes, memory_parts_bytes=memory_parts_bytes, capacity_bytes=capacity_bytes,
         max_sequences=max_sequences, origin=e.origin if e else Origin.ASSUMPTION, calibration=calibration,
         extrapolated_frac=e.extrapolated_frac if e else 0.0, operators=operators,

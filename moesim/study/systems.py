@@ -8,6 +8,7 @@ import numpy as np
 
 from moesim.cost import CalibratedOps, CostModel
 from moesim.errors import InputError, ParallelError
+from moesim.specs.flow import FlowSpec
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec
 from moesim.specs.parallel import ParallelSpec
@@ -73,7 +74,9 @@ def build_system(
             value=n_ranks, allowed=f"ranks per instance in {fits}",
         )  # fmt: skip
     cost = CostModel.of(hardware.with_n_devices(n_ranks), calibration)
-    instance = build_instance(model, spec.parallel, hardware, spec.routing, cost=cost, overlap=spec.overlap, rng=rng)
+    instance = build_instance(
+        model, spec.parallel, hardware, spec.routing, cost=cost, overlap=spec.overlap, settings=spec.flow, rng=rng
+    )
     popularity = 1.0 / np.arange(1, spec.n_members + 1) ** spec.member_skew
     shares = tuple(float(p) for p in popularity / popularity.sum())
     return System(spec.name, instance, n_devices // n_ranks, spec.n_members, shares)
@@ -111,7 +114,8 @@ def twin_system(
     workload = scenario.workload
     tried = []
     for split in dense_splits(reference.spec.parallel, model):
-        spec = SystemSpec(name=name, kind=SystemKind.DENSE, model=reference.spec.model, parallel=split)
+        flow = _flow_of_twin(reference.spec.flow, split)
+        spec = SystemSpec(name=name, kind=SystemKind.DENSE, model=reference.spec.model, parallel=split, flow=flow)
         system = build_system(spec, model, hardware, calibration, rng)
         largest, middle = (
             measure_point(system, hardware, workload, n, Engine.ANALYTIC, rng, explain=False)
@@ -120,6 +124,12 @@ def twin_system(
         tried.append((largest.outcome == "ok", middle.output_tokens_per_s or 0.0, spec, system))
     _, _, spec, system = max(tried, key=lambda t: (t[0], t[1]))
     return spec, system
+
+
+def _flow_of_twin(flow: FlowSpec, split: ParallelSpec) -> FlowSpec:
+    """What is slow in the machine is slow for the twin, too; it has no exchanges."""
+    machine = flow.of_machine
+    return machine.model_copy(update={"slow_links": {}}) if split.n_stage_ranks == 1 else machine
 
 
 def _twin(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from moesim.cost import CostModel
 from moesim.lowering import Pass
 from moesim.lowering.route import Counts
+from moesim.ops import OpKind, Program
 from moesim.sim import FlowOptions, FlowResult, simulate
 from moesim.specs.catalog import load_hardware, load_link
+from moesim.specs.flow import Granularity
 from moesim.specs.hardware import DeviceSpec, Hardware
 from moesim.specs.parallel import Overlap
+from moesim.study.flow_settings import lending
+from moesim.study.halves import split_pass
 from moesim.study.instance import Instance
 from moesim.timeline import Span, Timeline
 
@@ -23,7 +27,11 @@ __all__ = ["Alternative", "TokenFlow", "WhatIf", "token_flows", "what_if"]
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """One changed thing: its pass, in seconds, and the factor by which the pass gets quicker."""
+    """One changed thing: its pass, in seconds, and the factor by which the pass gets quicker.
+
+    `exposed_comm_s` and `slower_wait_s` are what `FlowResult` calls so: communication that the pass waits for, and what the mean
+    rank waits for slower ones.
+    """
 
     name: str
     note: str
@@ -31,6 +39,7 @@ class Alternative:
     speedup: float
     exposed_comm_s: float
     hidden_comm_s: float
+    slower_wait_s: float
     waits_s: float
 
 
@@ -78,47 +87,113 @@ def what_if(instance: Instance, step: Pass, seed: Seed = 0, options: FlowOptions
         options: stragglers and the like, for all of them.
     """
     counts = instance.draw(step, np.random.default_rng(seed))
-    program = instance.program(step, counts)
-    result = simulate(program, instance.cost, options=options)
+    program, result = _run(_Change("as it is", instance.hardware.name, instance), step, counts, options, record=True)
     base = _alternative("as it is", instance.hardware.name, result, result.time_s)
-    others = [
-        _alternative(name, note, _run(changed, step, counts if same else None, seed, options), result.time_s)
-        for name, note, changed, same in _changes(instance)
-    ]
+    others = []
+    for change in _changes(instance, step, options):
+        how, changed = change.options or options, change.step or step
+        same = counts if change.draws_alike else change.instance.draw(changed, np.random.default_rng(seed))
+        grouped = change.keeps_experts and _are_grouped(program)
+        _, found = _run(change, changed, same, how, grouped=grouped)
+        others.append(_alternative(change.name, change.note, found, result.time_s))
     layers = tuple(range(len(instance.model.layers)))
     return WhatIf(
         base, tuple(others), layers, result.wait_map_s(layers), result.port_utilisation, result.timeline
     )
 
 
-def _run(instance: Instance, step: Pass, counts: Counts | None, seed: Seed, options: FlowOptions | None) -> FlowResult:
-    used = counts if counts is not None else instance.draw(step, np.random.default_rng(seed))
-    return simulate(instance.program(step, used), instance.cost, record=False, options=options)
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One thing changed: the instance, the pass or the options; whether the draw fits it and experts run as they did."""
+
+    name: str
+    note: str
+    instance: Instance
+    draws_alike: bool = True
+    keeps_experts: bool = False
+    step: Pass | None = None
+    options: FlowOptions | None = field(default=None)
+
+
+def _run(
+    change: _Change, step: Pass, counts: Counts | None, options: FlowOptions | None, *, grouped: bool = False,
+    record: bool = False,
+) -> tuple[Program, FlowResult]:  # fmt: skip
+    instance = change.instance
+    used = options or instance.options(step.phase)
+    program = instance.program(step, counts, pairs=counts is not None and used.granularity is not Granularity.RANK)
+    if grouped:
+        program = _with_grouped(program)
+    return program, simulate(program, instance.cost, record=record, options=used)
+
+
+def _are_grouped(program: Program) -> bool:
+    return any(op.is_grouped for part in (program, *program.micro_batches) for _, op in part.ops())
+
+
+def _with_grouped(program: Program) -> Program:
+    """The program with experts, and the kernels around them, as behind an exchange that crosses domains.
+
+    Kernels do not change with the links below the exchange, so that a comparison of links does not change prices of experts.
+    """
+    segments = tuple(
+        replace(s, ops=tuple(
+            replace(op, is_grouped=True) if op.kind is OpKind.GROUPED_GEMM or op.group == "permute" else op for op in s.ops
+        )) for s in program.segments
+    )  # fmt: skip
+    return replace(program, segments=segments, micro_batches=tuple(map(_with_grouped, program.micro_batches)))
 
 
 def _alternative(name: str, note: str, result: FlowResult, base_s: float) -> Alternative:
     waits_s = sum(seconds for cause, seconds in result.waits_s.items() if cause.is_wait)
     exposed, hidden = result.exposed_comm_s, result.hidden_comm_s
-    return Alternative(name, note, result.time_s, base_s / result.time_s, exposed, hidden, waits_s)
+    return Alternative(
+        name, note, result.time_s, base_s / result.time_s, exposed, hidden, result.slower_wait_s, waits_s
+    )
 
 
-def _changes(instance: Instance) -> list[tuple[str, str, Instance, bool]]:
-    """Name, note, instance, and whether the same draw fits it."""
+def _changes(instance: Instance, step: Pass, options: FlowOptions | None) -> list[_Change]:
+    """What to try."""
     hardware, found = instance.hardware, []
     crosses = hardware.scale_out is not None and instance.parallel.n_stage_ranks > hardware.scale_up_domain_size
     if crosses and hardware.nic_bytes_per_s:
         faster = hardware.model_copy(update={"nic_bytes_per_s": 2.0 * hardware.nic_bytes_per_s})
-        found.append(("twice the NIC", "latencies unchanged", _on(instance, faster), True))
+        found.append(_Change("twice the NIC", "latencies unchanged", _on(instance, faster)))
     if crosses:
         rack = max(72, instance.parallel.n_stage_ranks)
         whole, note = _one_domain(hardware, rack)
-        found.append((f"one NVLink domain of {rack}", note, _on(instance, whole), True))
+        found.append(_Change(f"one NVLink domain of {rack}", note, _on(instance, whole), keeps_experts=True))
     if instance.routed is not None:
-        found.append(("perfect balance", "every expert equally loaded", instance.balanced(), False))
+        found.append(_Change("perfect balance", "every expert equally loaded", instance.balanced(), draws_alike=False))
+    if instance.has_exchanges:
+        found += _overlaps(instance, step)
+    return found + _healed(instance, step, options)
+
+
+def _overlaps(instance: Instance, step: Pass) -> list[_Change]:
+    found, can_split = [], split_pass(step, instance.parallel.dp_size) is not None
     if instance.overlap:
-        found.append(("no overlap", "one thing after another", replace(instance, overlap=Overlap.NONE), True))
-    if instance.routed is not None and instance.overlap is not Overlap.TWO_BATCH:
-        found.append(("two micro-batches", "interleaved", replace(instance, overlap=Overlap.TWO_BATCH), False))
+        found.append(_Change("no overlap", "one thing after another", replace(instance, overlap=Overlap.NONE)))
+    if can_split and instance.overlap is not Overlap.TWO_BATCH:
+        interleaved = replace(instance, overlap=Overlap.TWO_BATCH)
+        found.append(_Change("two micro-batches", "interleaved", interleaved, draws_alike=False))
+    return found
+
+
+def _healed(instance: Instance, step: Pass, options: FlowOptions | None) -> list[_Change]:
+    """The pass without what is slow or uneven in it."""
+    used, found = options or instance.options(step.phase), []
+    if used.slow_ranks or used.slow_links:
+        slow = [f"rank {rank}" for rank in used.slow_ranks] + [f"links of rank {rank}" for rank in used.slow_links]
+        note = f"without slow {', '.join(slow[:4])}" + (f" and {len(slow) - 4} more" if len(slow) > 4 else "")
+        healthy = replace(used, slow_ranks={}, slow_links={})
+        found.append(_Change("no stragglers", note, instance, options=healthy))
+    if used.launch_s:
+        found.append(_Change("no launch time", "as a replayed graph", instance, options=replace(used, launch_s=0.0)))
+    if step.group_batch is not None:
+        n = float(-(-sum(step.group_batch) // len(step.group_batch)) * len(step.group_batch))
+        even = replace(step, batch=n, group_batch=None, group_cached=None)
+        found.append(_Change("even loads", "attention-DP groups alike", instance, draws_alike=False, step=even))
     return found
 
 
@@ -153,7 +228,9 @@ def _ratio(a: float | None, b: float | None) -> float:
 
 
 def _on(instance: Instance, hardware: Hardware) -> Instance:
-    cost = CostModel.of(hardware, instance.cost.calibration, instance.cost.efficiency)
+    cost = lending(
+        CostModel.of(hardware, instance.cost.calibration, instance.cost.efficiency), instance.settings.comm_sms
+    )
     return replace(instance, hardware=hardware, cost=cost)
 
 

@@ -50,7 +50,7 @@ def ranks(run: Run) -> RankDetail:
 @pytest.fixture(scope="module")
 def out_dir(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("seen") / "out"
-    write_report(run.result, out, run.timeline)
+    write_report(run.result, out, run.timeline, run.prefill_timeline)
     return out
 
 
@@ -58,8 +58,33 @@ def test_only_the_reference_decode_pass_is_known_by_rank(run: Run) -> None:
     known = [(s.name, d.phase) for s in run.result.systems for d in s.details if d.ranks is not None]
     assert known == [("moe", "decode")]
     assert [(s.name, d.phase) for s in run.result.systems for d in s.details if d.what_if] == known
-    closed = run_scenario(SCENARIO, engine=Engine.ANALYTIC).result
-    assert all(d.ranks is None and not d.what_if for s in closed.systems for d in s.details)
+    closed = run_scenario(SCENARIO, engine=Engine.ANALYTIC)
+    assert all(d.ranks is None and not d.what_if for s in closed.result.systems for d in s.details)
+    assert closed.prefill_timeline is None
+    assert all(s.full_prefill is None for s in closed.result.systems)
+
+
+def test_prefill_is_seen_with_prompts_on_all_ranks(run: Run, out_dir: Path) -> None:
+    full = run.result.systems[0].full_prefill
+    assert full is not None
+    assert run.result.systems[1].full_prefill is None
+    assert full.n_tokens == N_RANKS * (8192 // 128) * 128  # as many prompts as a pass takes, on each rank
+    assert full.ranks is not None
+    assert full.ranks.n_ranks == N_RANKS
+    assert full.what_if[0].time_s == full.time_s
+    assert full.exposed_comm_s == full.what_if[0].exposed_comm_s > 0.0
+    assert np.array(full.ranks.wait_s).sum(axis=1).mean() == pytest.approx(full.what_if[0].wait_s, rel=2e-3)
+    tables = {name: pd.read_csv(out_dir / "tables" / f"{name}.csv") for name in ("passes", "waits", "ports", "what_if")}
+    for table in tables.values():
+        assert "full prefill" in set(table["phase"])
+    assert tables["what_if"].query("phase == 'full prefill'")["time_s"].iloc[0] == pytest.approx(full.time_s)
+    html = (out_dir / "report.html").read_text()
+    for key in ("waits", "ports", "what-if"):
+        assert f'id="figure-{key}-full-prefill"' in html
+    trace = Trace()
+    trace.ParseFromString((out_dir / "trace-prefill.perfetto-trace").read_bytes())
+    longest = max(packet.timestamp for packet in trace.packet if packet.HasField("track_event"))
+    assert longest == pytest.approx(full.time_s * 1e9, rel=1e-6)
 
 
 def test_waits_are_those_of_the_pass(run: Run, ranks: RankDetail) -> None:
@@ -97,7 +122,7 @@ def test_homes_are_spread_over_the_nodes(run: Run) -> None:
 
 def test_the_same_seed_gives_the_same_files(run: Run, out_dir: Path, tmp_path: Path) -> None:
     again = run_scenario(SCENARIO, engine=Engine.FLOW)
-    write_report(again.result, tmp_path / "again", again.timeline)
+    write_report(again.result, tmp_path / "again", again.timeline, again.prefill_timeline)
     for path in out_dir.rglob("*.*"):
         assert (tmp_path / "again" / path.relative_to(out_dir)).read_bytes() == path.read_bytes(), path.name
     assert load_result(out_dir) == run.result
@@ -110,11 +135,12 @@ def test_the_page_shows_them(run: Run, out_dir: Path) -> None:
         assert (out_dir / "figures" / f"{key}.svg").is_file()
     assert "data:image/png;base64," in (out_dir / "figures" / "waits.svg").read_text()
     waits = pd.read_csv(out_dir / "tables" / "waits.csv")
+    waits = waits[waits["phase"] == "decode"]
     assert len(waits) == N_RANKS * N_LAYERS
-    assert len(pd.read_csv(out_dir / "tables" / "ports.csv")) == N_RANKS
+    assert len(pd.read_csv(out_dir / "tables" / "ports.csv").query("phase == 'decode'")) == N_RANKS
     table = what_if_table(run.result)
     assert table is not None
-    assert len(table.rows) == len(pd.read_csv(out_dir / "tables" / "what_if.csv"))
+    assert len(table.rows) == len(pd.read_csv(out_dir / "tables" / "what_if.csv").query("phase == 'decode'"))
 
 
 def test_changes_have_their_sign(run: Run) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 from moesim.errors import InputError
 from moesim.specs.catalog import load_hardware
 from moesim.specs.load import read_yaml
-from moesim.specs.scenario import Basis, ScenarioSpec, SystemKind
+from moesim.specs.scenario import Basis, Engine, ScenarioSpec, SystemKind
 from moesim.specs.serving import ServeScenarioSpec
 from moesim.specs.sweep import ConstraintKind, SweepEngine, SweepSpec
+from moesim.study.flow_settings import check_engine
 from moesim.study.resolve import resolve_model
 from moesim.study.sweep.axes import Column, expand
 from moesim.study.sweep.constraints import resolve
@@ -27,7 +28,7 @@ from moesim.study.sweep.identity import (
     shipped_calibrations,
 )
 from moesim.study.sweep.laws import law_of
-from moesim.study.sweep.parts import Rules, is_quick, system_parts
+from moesim.study.sweep.parts import Rules, check_base, is_quick, system_parts
 from moesim.study.sweep.paths import Path, Variant, read_path, system_of, variant_of
 from moesim.study.sweep.serving import read_serve_path, serve_base, serve_variant
 from moesim.study.sweep.tasks import CHUNK, SLOW_CASES, Group, Layout, Packer
@@ -64,11 +65,16 @@ def _make_layout(spec: SweepSpec, engine: SweepEngine, file: File | None) -> Lay
         if spec.law.other is not None:
             law_of(spec.law.other, "law.other")
     _check_law(spec, paths)
+    check_base(Variant(base), system)
     model = system_parts(Variant(base), system).model
     targets = tuple(resolve(c, model) for c in spec.constraints)
     law, other = (None, None) if spec.law is None else (spec.law.name, spec.law.other)
     rules = Rules(targets, law, other, spec.seed)
-    _check_values(base, columns, paths, system, against)
+    closed = Engine.ANALYTIC if engine is SweepEngine.ANALYTIC else Engine.FLOW
+    for i in (system, against):
+        if isinstance(i, int):
+            check_engine(base.systems[i].flow, closed, f"systems.{i}.flow")
+    _check_values(base, columns, paths, system, against, closed)
     return _laid_out(Layout(spec, engine, base, system, against, columns, (), ()), paths, rules)
 
 
@@ -127,8 +133,9 @@ def _check_numbers(columns: Sequence[Column], paths: Sequence[Path]) -> None:
 
 
 def _check_values(
-    base: ScenarioSpec, columns: Sequence[Column], paths: Sequence[Path], system: int, against: int | Basis | None
-) -> None:
+    base: ScenarioSpec, columns: Sequence[Column], paths: Sequence[Path], system: int, against: int | Basis | None,
+    engine: Engine,
+) -> None:  # fmt: skip
     """Every value once, the other axes at their first, so that a wrong one stops the sweep before it starts."""
     structural = [(c, p) for c, p in zip(columns, paths, strict=True) if not p.is_number]
     for column, _ in structural:
@@ -140,6 +147,7 @@ def _check_values(
                 for i in (system, against):
                     if isinstance(i, int):
                         system_parts(variant, i)
+                        check_engine(variant.scenario.systems[i].flow, engine)
             except ValueError:
                 continue
 

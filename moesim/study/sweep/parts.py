@@ -16,19 +16,24 @@ from moesim.errors import InputError
 from moesim.lowering import Routed, route_model
 from moesim.lowering.route import place_experts
 from moesim.specs.catalog import load_hardware
+from moesim.specs.flow import EVEN
 from moesim.specs.hardware import Hardware
 from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.routing import PlacementSpec, RoutingSpec
 from moesim.specs.scenario import SystemKind, SystemSpec
 from moesim.study.calibrated import calibration_for
+from moesim.study.flow_settings import check_settings
+from moesim.study.instance import travel
 from moesim.study.kernels import as_run
 from moesim.study.resolve import resolve_model
 from moesim.study.sweep.constraints import Target
 from moesim.study.sweep.paths import Variant, patched_model
 from moesim.study.sweep.shapes import changed_model
 
-__all__ = ["NUMBERS", "WITH_ENDS", "GroupCases", "Parts", "Rules", "is_quick", "model_key", "routed_of", "system_parts"]
+__all__ = [
+    "NUMBERS", "WITH_ENDS", "GroupCases", "Parts", "Rules", "check_base", "is_quick", "model_key", "routed_of", "system_parts",
+]  # fmt: skip
 
 Floats = NDArray[np.float64]
 #: Results that carry the ends of their 90% intervals.
@@ -97,9 +102,9 @@ class Parts:
 
 
 def is_quick(variant: Variant, system: int) -> bool:
-    """Whether the arrays can answer: one model per slot, and at most shared experts beside communication."""
+    """Whether the arrays can answer: one model per slot, at most shared experts beside communication, and even loads."""
     spec = variant.scenario.systems[system]
-    return spec.n_members == 1 and spec.overlap is not Overlap.TWO_BATCH
+    return spec.n_members == 1 and spec.overlap is not Overlap.TWO_BATCH and spec.flow == EVEN
 
 
 @lru_cache(maxsize=64)
@@ -152,16 +157,40 @@ def system_parts(variant: Variant, system: int) -> Parts:
 
     Raises:
         InputError: names that do not exist, a model that is not of the system's kind.
-        ValueError: a shape that the model cannot take.
+        ValueError: a shape that the model cannot take, settings that do not fit its split.
     """
     scenario, spec = variant.scenario, variant.scenario.systems[system]
     hardware, calibration = _hardware(scenario.hardware, scenario.n_devices, scenario.calibration)
     model = _model(*model_key(variant, system))
     if (spec.kind is SystemKind.MOE) != model.is_moe and spec.kind is not SystemKind.ENSEMBLE:
         raise InputError("is not of the system's kind", field="model", value=spec.model, allowed=spec.kind.value)
+    try:
+        _check_fit(spec, model, hardware)
+    except InputError as error:
+        raise ValueError(str(error)) from None
     if stack_of(calibration) is not None:
         model = as_run(model, hardware.device.name)
     return Parts(model, spec.parallel, hardware, calibration)
+
+
+def check_base(variant: Variant, system: int) -> None:
+    """Refuse a base whose own settings do not fit its split.
+
+    Raises:
+        InputError: which, and what would fit.
+    """
+    scenario, spec = variant.scenario, variant.scenario.systems[system]
+    hardware, _ = _hardware(scenario.hardware, scenario.n_devices, scenario.calibration)
+    try:
+        _check_fit(spec, _model(*model_key(variant, system)), hardware)
+    except InputError as error:
+        error.field = f"systems.{system}.{error.field}"
+        raise
+
+
+def _check_fit(spec: SystemSpec, model: ModelSpec, hardware: Hardware) -> None:
+    if spec.flow != EVEN:
+        check_settings(spec.flow, spec.parallel, hardware, has_exchanges=travel(model, spec.parallel))
 
 
 def model_key(variant: Variant, system: int) -> tuple[str, Any, Any, tuple[tuple[str, int], ...]]:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from moesim.errors import InputError, nearest
+from moesim.specs.flow import FlowSpec
 from moesim.specs.load import plain_words
 from moesim.specs.model import GqaAttention, LayerSpec, MlaAttention, ModelSpec, MoeFfn
 from moesim.specs.parallel import ParallelSpec
@@ -95,6 +96,7 @@ def known_paths(scenario: ScenarioSpec, default: int) -> list[str]:
     """Everything that can vary, in the short form and for every system."""
     own = ["model", *(f"model.{n}" for n in (*MODEL_NUMBERS, *MODEL_SHAPES)), *SYSTEM_FIELDS]
     own += [f"parallel.{n}" for n in ParallelSpec.model_fields] + [f"routing.{n}" for n in _fields(RoutingSpec)]
+    own += [f"flow.{n}" for n in FlowSpec.model_fields]
     others = [f"systems.{i}.{n}" for i in range(len(scenario.systems)) for n in own]
     rest = [*SCENARIO_FIELDS, *(f"workload.{n}" for n in WORKLOAD_NUMBERS), *(f"network.{n}" for n in NETWORK), *OTHERS]
     return [*own, *rest, *others]
@@ -121,7 +123,7 @@ def _of_system(text: str, rest: str, system: int) -> Path | None:
         return Path(text, "model", name, system, is_number=True)
     if head == "model" and name in MODEL_SHAPES:
         return Path(text, "shape", name, system)
-    nested: dict[str, type[BaseModel]] = {"parallel": ParallelSpec, "routing": RoutingSpec}
+    nested: dict[str, type[BaseModel]] = {"parallel": ParallelSpec, "routing": RoutingSpec, "flow": FlowSpec}
     known = head in nested and (name == "" or name in _fields(nested[head]))
     if rest == "model" or rest in SYSTEM_FIELDS or known:
         return Path(text, "system", rest, system)

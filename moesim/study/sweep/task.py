@@ -176,5 +176,4 @@ def _measure(
         ends = point.intervals.get(name, (np.nan, np.nan))
         out[f"{name}_low"][i], out[f"{name}_high"][i] = ends
     out["interval_basis"][i] = point.interval_basis
-    out["exposed_comm_frac"][i] = np.nan
     out["origin"][i] = point.origin.value
