@@ -36,19 +36,23 @@ class PortTimes:
 def port_times(op: Op, network: Network) -> PortTimes:
     """Port times of a dispatch or combine of one rank: scale-up ports and NICs work side by side, the busier one counts.
 
+    Two-hop exchanges stay on the sender's rail; direct ones go to all rails, through what the spine carries.
+
     On a measured fabric by `cost.fabric`; elsewhere u / w or v / w_nic and alpha-beta latencies (assumption).
     """
     shape = op.shape
     if not isinstance(shape, ExchangeShape):
         raise TypeError(f"{op.name} is not an exchange")
+    spine = network.cross_rail_ratio if shape.is_low_latency else 1.0
+    nic_out, nic_in = shape.nic_out_bytes * spine, shape.nic_in_bytes * spine
     rates = network.exchange_rates(shape.is_low_latency, op.kind is OpKind.COMBINE)
     # a shape without its message size was not made for a fabric
     if rates is not None and not _is_zero(shape.message_bytes):
         n_domains = max(1, -(-shape.n_ranks // network.domain_size))
         common = (shape.message_bytes, shape.n_experts, shape.token_bytes, n_domains)
         return PortTimes(
-            fabric.busy_s(rates, shape.up_out_bytes, shape.nic_out_bytes, *common),
-            fabric.busy_s(rates, shape.up_in_bytes, shape.nic_in_bytes, *common),
+            fabric.busy_s(rates, shape.up_out_bytes, nic_out, *common),
+            fabric.busy_s(rates, shape.up_in_bytes, nic_in, *common),
             fabric.latency_s(rates, n_domains, shape.n_experts),
         )
     n_near = min(shape.n_ranks, network.domain_size)
@@ -57,8 +61,8 @@ def port_times(op: Op, network: Network) -> PortTimes:
     latency_s: Num = network.up_latency_s
     post_s = (n_near - 1) * network.up_message_s
     if shape.n_ranks > network.domain_size:
-        out_s = maximum(out_s, shape.nic_out_bytes / network.nic_bytes_per_s)
-        in_s = maximum(in_s, shape.nic_in_bytes / network.nic_bytes_per_s)
+        out_s = maximum(out_s, nic_out / network.nic_bytes_per_s)
+        in_s = maximum(in_s, nic_in / network.nic_bytes_per_s)
         latency_s = network.nic_latency_s
         post_s += (shape.n_ranks - n_near) * network.nic_message_s
     return PortTimes(out_s, in_s, latency_s + post_s)

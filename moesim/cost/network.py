@@ -17,8 +17,9 @@ __all__ = ["Network"]
 class Network:
     """Links at achieved rates, per device and direction; exchanges on a measured `fabric` have its own.
 
-    `up_reference` and `nic_reference` are the rates at the fabric's own peaks: what is faster or slower than them scales the
-    fabric's ports by as much.
+    `cross_rail_ratio` is how much longer NICs take over traffic that goes to all ranks alike, not just to those of their own rail
+    (low-latency exchanges). `up_reference` and `nic_reference` are the rates at the fabric's own peaks: what is faster or slower
+    than them scales the fabric's ports by as much.
     """
 
     up_bytes_per_s: float
@@ -40,6 +41,7 @@ class Network:
     nic_reference_bytes_per_s: float = 1.0
     up_frac: float = 1.0
     library: LibraryTimes | None = None
+    cross_rail_ratio: float = 1.0
 
     @classmethod
     def of(cls, hardware: Hardware, up_frac: float, nic_frac: float, library: LibraryTimes | None = None) -> Network:
@@ -49,11 +51,12 @@ class Network:
         """
         up, out, fabric = hardware.scale_up, hardware.scale_out, hardware.fabric
         nic = hardware.nic_bytes_per_s if hardware.nic_bytes_per_s else (out.bytes_per_s if out else 0.0)
+        n_rails, over = hardware.n_rails or 1, hardware.spine_oversubscription
         return cls(
             up_bytes_per_s=(up.bytes_per_s if up else nic) * up_frac,
             up_latency_s=up.latency_s if up else (out.latency_s if out else 0.0),
             up_message_s=up.message_overhead_s if up else 0.0,
-            nic_bytes_per_s=nic * nic_frac,
+            nic_bytes_per_s=nic * nic_frac / (over if n_rails == 1 else 1.0),
             nic_latency_s=out.latency_s if out else 0.0,
             nic_message_s=out.message_overhead_s if out else 0.0,
             domain_size=hardware.scale_up_domain_size,
@@ -68,6 +71,8 @@ class Network:
             nic_reference_bytes_per_s=fabric.nic_peak_bytes_per_s * nic_frac if fabric else 1.0,
             up_frac=up_frac,
             library=library if up is not None and up.kind in LIBRARY_LINKS else None,
+            # of traffic to all rails alike, 1 - 1 / n_rails crosses the spine
+            cross_rail_ratio=max(1.0, (1.0 - 1.0 / n_rails) * over),
         )
 
     def exchange_rates(self, is_low_latency: bool, is_combine: bool) -> ExchangeRates | None:

@@ -304,6 +304,8 @@ def _from_cluster(spec: ClusterSpec, n_devices: int | None) -> Hardware:
         host_memory_bytes_per_device=host / spec.n_devices_per_node if host is not None else device.host_memory_bytes,
         price_usd_per_device_h=spec.price_usd_per_device_h or device.price_usd_per_h,
         fabric=find_fabric(data_dir(), device.name, spec.scale_up_link),
+        n_rails=spec.n_rails,
+        spine_oversubscription=spec.spine_oversubscription or 1.0,
     )
 
 

@@ -14,6 +14,7 @@ from moesim.specs.base import (
     FlopPerS,
     Frozen,
     Hertz,
+    Number,
     Origin,
     Seconds,
     Sourced,
@@ -140,7 +141,11 @@ class LinkSpec(Sourced):
 
 
 class ClusterSpec(Sourced):
-    """Devices in nodes. `scale_up` joins devices of one domain, `scale_out` joins domains (one NIC per device unless said)."""
+    """Devices in nodes. `scale_up` joins devices of one domain, `scale_out` joins domains (one NIC per device unless said).
+
+    NICs of equal index share one of `n_rails` switches; what goes to another rail goes through a spine, which carries the NICs'
+    rate divided by `spine_oversubscription` (1 unless said). Without rails all traffic between nodes goes through it.
+    """
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -152,6 +157,7 @@ class ClusterSpec(Sourced):
     scale_out_link: str | None = None
     n_nics_per_node: Count | None = None
     n_rails: Count | None = None
+    spine_oversubscription: Number | None = Field(default=None, ge=1)
     host_memory_bytes_per_node: Bytes | None = None
     price_usd_per_device_h: UsdPerH | None = None
     note: str | None = None
@@ -165,6 +171,8 @@ class ClusterSpec(Sourced):
             )
         if n_devices > self.scale_up_domain_size and self.scale_out_link is None:
             raise ValueError("scale_out_link: needed, since the devices are in more than one scale-up domain")
+        if self.spine_oversubscription is not None and self.scale_out_link is None:
+            raise ValueError("spine_oversubscription: there is no spine without scale_out_link")
         return self
 
 
@@ -172,7 +180,8 @@ class Hardware(Frozen):
     """A cluster with its names resolved: what the rest of moesim works with.
 
     `scale_out` is None where all `n_devices` share one scale-up domain; `nic_bytes_per_s` is per device and direction.
-    `fabric` is what its links were measured to achieve in expert exchanges, None where nobody measured them.
+    `fabric` is what its links were measured to achieve in expert exchanges, None where nobody measured them. Rails and spine: see
+    `ClusterSpec`.
     """
 
     name: str
@@ -185,6 +194,8 @@ class Hardware(Frozen):
     host_memory_bytes_per_device: float | None = Field(default=None, ge=0)
     price_usd_per_device_h: float | None = Field(default=None, ge=0)
     fabric: FabricSpec | None = None
+    n_rails: Count | None = None
+    spine_oversubscription: float = Field(default=1.0, ge=1)
 
     def with_n_devices(self, n_devices: int) -> Hardware:
         """The same hardware with another number of devices in use; domains keep their size."""

@@ -134,6 +134,9 @@ def summarize_hardware(hardware: Hardware) -> HardwareSummary:
     if hardware.nic_bytes_per_s:
         nic = show(hardware.nic_bytes_per_s, "B/s")
         extra.append(HardwareRow(what="NIC per device", value=nic, origin="", source=out.name if out else "device"))
+    if hardware.spine_oversubscription > 1:
+        spine = f"NICs over spine {hardware.spine_oversubscription:g} to 1"
+        extra.append(HardwareRow(what="spine", value=spine, origin="", source=f"{hardware.n_rails or 'no'} rails"))
     return HardwareSummary(
         name=hardware.name, device=d.name, n_devices=hardware.n_devices, memory_bytes=d.memory_bytes,
         memory_bytes_per_s=d.memory_bytes_per_s,
