@@ -118,6 +118,15 @@ def estimate(
     ] = "uniform",
     weight_dtype: Annotated[str | None, typer.Option(help="Store linear weights in this format instead.")] = None,
     kv_dtype: Annotated[str | None, typer.Option(help="Store the cache in this format instead.")] = None,
+    overlap: Annotated[
+        str, typer.Option(help="What runs beside communication: none, shared_experts, or two_batch.")
+    ] = "none",
+    slow_rank: Annotated[
+        list[str] | None, typer.Option(help="Rank:factor by which it computes longer, such as 3:1.5; engine flow.")
+    ] = None,
+    slow_link: Annotated[
+        list[str] | None, typer.Option(help="Rank:factor by which its links take longer; engine flow.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="analytic or flow.")] = "analytic",
     calibration: Annotated[
         str | None,
@@ -141,7 +150,7 @@ def estimate(
     }
     estimate_command(
         EstimateArguments(hardware, model, split, phase, batch, context, cached, routing, weight_dtype, kv_dtype, engine,
-                          calibration, seed, json)
+                          calibration, seed, json, overlap, tuple(slow_rank or ()), tuple(slow_link or ()))
     )  # fmt: skip
 
 

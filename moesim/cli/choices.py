@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from moesim.errors import InputError, nearest
+from moesim.specs.flow import FlowSpec
 from moesim.specs.load import plain_words
 from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, RoutingSpec
 
-__all__ = ["choice", "routing_spec"]
+__all__ = ["choice", "routing_spec", "stragglers"]
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -29,6 +31,30 @@ def choice(kind: type[Choice], text: str, option: str) -> Choice:
         close = nearest(text, words)
         hint = f"did you mean {close[0]!r}?" if close else None
         raise InputError("not known", field=option, value=text, allowed=", ".join(words), hint=hint) from None
+
+
+def stragglers(slow_ranks: Sequence[str], slow_links: Sequence[str]) -> FlowSpec:
+    """``3:1.5`` each: a rank and the factor by which its compute, or its links, take longer.
+
+    Raises:
+        InputError: something else, or a factor below 1.
+    """
+    found = {}
+    for option, texts in (("--slow-rank", slow_ranks), ("--slow-link", slow_links)):
+        factors = {}
+        for text in texts:
+            rank, _, factor = text.partition(":")
+            try:
+                factors[int(rank)] = float(factor)
+            except ValueError:
+                allowed = "such as 3:1.5"
+                raise InputError("needs a rank and a factor", field=option, value=text, allowed=allowed) from None
+        try:
+            name = "slow_ranks" if option == "--slow-rank" else "slow_links"
+            found[name] = getattr(FlowSpec.model_validate({name: factors}), name)
+        except ValidationError as error:
+            raise InputError(plain_words(error.errors()[0]["msg"]), field=option, value=" ".join(texts)) from None
+    return FlowSpec(**found)
 
 
 def routing_spec(text: str, redundant_experts: int = 0) -> RoutingSpec:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moesim.cli.choices import choice, routing_spec
+from moesim.cli.choices import choice, routing_spec, stragglers
 from moesim.cli.table import print_json, table
 from moesim.errors import InputError
 from moesim.ops import Phase
 from moesim.specs.dtypes import Dtype
-from moesim.specs.parallel import ParallelSpec
+from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.scenario import Engine, SystemKind, SystemSpec
 from moesim.study.resolve import resolve_model
 from moesim.study.single import EstimateResult, OperatorCost, estimate_pass
 from moesim.units import show
 
 __all__ = ["EstimateArguments", "estimate_command"]
+
+#: Fields of the library by the options that set them.
+_OPTIONS = {"flow.slow_ranks": "--slow-rank", "flow.slow_links": "--slow-link", "overlap": "--overlap"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,9 @@ class EstimateArguments:
     calibration: str | None
     seed: int
     json: bool
+    overlap: str = "none"
+    slow_ranks: tuple[str, ...] = ()
+    slow_links: tuple[str, ...] = ()
 
 
 def estimate_command(args: EstimateArguments) -> None:
@@ -51,11 +57,16 @@ def estimate_command(args: EstimateArguments) -> None:
     if not model.is_moe and (args.routing != "uniform" or parallel.redundant_experts):
         field = "--redundant-experts" if parallel.redundant_experts else "--routing"
         raise InputError(f"{model.name} is dense: it has no experts", field=field, hint="leave it out")
-    result = estimate_pass(
-        model, args.hardware, parallel, choice(Phase, args.phase, "--phase"), batch=args.batch,
-        context=args.context, cached=args.cached, routing=routing, engine=choice(Engine, args.engine, "--engine"),
-        seed=args.seed, calibration=args.calibration,
-    )  # fmt: skip
+    overlap, settings = choice(Overlap, args.overlap, "--overlap"), stragglers(args.slow_ranks, args.slow_links)
+    try:
+        result = estimate_pass(
+            model, args.hardware, parallel, choice(Phase, args.phase, "--phase"), batch=args.batch,
+            context=args.context, cached=args.cached, routing=routing, engine=choice(Engine, args.engine, "--engine"),
+            seed=args.seed, calibration=args.calibration, overlap=overlap, settings=settings,
+        )  # fmt: skip
+    except InputError as error:
+        error.field = _OPTIONS.get(error.field or "", error.field)
+        raise
     if args.json:
         print_json(result.model_dump(mode="json"))
     else:
@@ -81,6 +92,7 @@ def _print(r: EstimateResult) -> None:
     print(f"time     {show(r.time_s, 's')} ({interval}), {r.bound} bound, {r.tokens_per_s or 0:,.0f} tokens/s")
     print(
         f"of it    {show(r.exposed_comm_s or 0.0, 's')} exposed communication, {show(r.imbalance_s or 0.0, 's')} imbalance"
+        + (f", {show(r.slower_wait_s, 's')} waiting for slower ranks (mean)" if r.slower_wait_s else "")
     )
     print(f"as       {r.reached}")
     print(f"from     {r.calibration}; weakest input: {r.origin.value}")

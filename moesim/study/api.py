@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from moesim.errors import InputError, nearest
 from moesim.ops import Phase
 from moesim.specs.base import Frozen
+from moesim.specs.flow import FlowSpec
 from moesim.specs.load import to_input_error, validate
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import RoutingSpec
@@ -47,7 +48,9 @@ def estimate(
     model: str, hardware: str, *, phase: str = "decode", batch: int = 1, context: int = 1024, cached: int = 0, tp: int = 1,
     ep: int = 1, dp: int = 1, pp: int = 1, cp: int = 1, redundant_experts: int = 0,
     routing: RoutingSpec | Mapping[str, Any] | None = None, weight_dtype: str | None = None, kv_dtype: str | None = None,
-    engine: str = "analytic", calibration: str | None = None, seed: int = 0,
+    engine: str = "analytic", calibration: str | None = None, seed: int = 0, overlap: str | bool = "none",
+    slow_ranks: Mapping[int, float] | None = None, slow_links: Mapping[int, float] | None = None,
+    flow: FlowSpec | Mapping[str, Any] | None = None,
 ) -> Estimate:  # fmt: skip
     """What one pass of a model costs on this hardware: ``moesim estimate``.
 
@@ -71,6 +74,10 @@ def estimate(
         calibration: the device's serving stack by default; "vllm", "sglang" or "trtllm" for one, "tables" or "STACK:tables"
             for kernel tables alone, "none", or a file of `calibrate runs` or `calibrate fit`.
         seed: of the router's draws.
+        overlap: "none", "shared_experts" or "two_batch".
+        slow_ranks: ranks with the factor by which their compute takes longer (engine "flow").
+        slow_links: the same of their links.
+        flow: a system's other settings of simulated passes, with fields as in a scenario (docs/fabric.md).
 
     Raises:
         InputError: anything that does not fit together; one line that says what to do.
@@ -93,7 +100,8 @@ def estimate(
             raise InputError("must be a whole number", field=name, value=value, allowed=f"{least} or more")
     result = estimate_pass(
         resolve_model(system), hardware, split, _word(Phase, phase, "phase"), batch=batch, context=context, cached=cached,
-        routing=router, engine=_word(Engine, engine, "engine"), seed=seed, calibration=calibration,
+        routing=router, engine=_word(Engine, engine, "engine"), seed=seed, calibration=calibration, overlap=overlap,
+        settings=_settings(flow, slow_ranks, slow_links),
     )  # fmt: skip
     return Estimate.model_construct(**dict(result))
 
@@ -264,6 +272,19 @@ def check(calibration: File, table: File) -> CheckTable:
     name = os.fspath(calibration)
     known = load_calibration(name) if name.endswith((".yaml", ".yml")) else find_calibration(name)
     return CheckTable(compare(known, read_table(Path(table))))
+
+
+def _settings(
+    flow: FlowSpec | Mapping[str, Any] | None,
+    slow_ranks: Mapping[int, float] | None,
+    slow_links: Mapping[int, float] | None,
+) -> FlowSpec:
+    """The settings, with stragglers in place of its own."""
+    given = flow.model_dump(exclude_unset=True) if isinstance(flow, FlowSpec) else dict(flow or {})
+    for name, factors in (("slow_ranks", slow_ranks), ("slow_links", slow_links)):
+        if factors is not None:
+            given[name] = dict(factors)
+    return _spec(FlowSpec, given)
 
 
 def _loaded(source: Any, kind: type[Spec], load: Any) -> tuple[Spec, Path | None, str]:

@@ -45,7 +45,8 @@ class EstimateResult(Frozen):
     """The answer. `time_s`, `bound` and `operators` are None or empty where the pass does not fit.
 
     `time_low_s` and `time_high_s` are the 90% interval, None for "assumption only"; `interval_basis` is what stands behind it.
-    `reached` says whose time it is: a server's with its host time, or that of the device alone.
+    `reached` says whose time it is: a server's with its host time, or that of the device alone. `exposed_comm_s` and
+    `slower_wait_s` are those of docs/results-schema.md.
     """
 
     model: str
@@ -68,6 +69,7 @@ class EstimateResult(Frozen):
     tokens_per_s_low: float | None
     tokens_per_s_high: float | None
     exposed_comm_s: float | None
+    slower_wait_s: float | None
     imbalance_s: float | None
     memory_bytes: float
     memory_parts_bytes: dict[str, float]
@@ -190,7 +192,8 @@ def _result(
         bound=max(busy, key=lambda b: busy[b]).value if busy else None,
         tokens_per_s=n_tokens / time_s if time_s else None, tokens_per_s_low=n_tokens / ends[1] if ends else None,
         tokens_per_s_high=n_tokens / ends[0] if ends else None,
-        exposed_comm_s=passing.exposed_comm_s if passing else None, imbalance_s=e.imbalance_s if e else None,
+        exposed_comm_s=passing.exposed_comm_s if passing else None, slower_wait_s=passing.slower_wait_s if passing else None,
+        imbalance_s=e.imbalance_s if e else None,
         memory_bytes=memory_bytes, memory_parts_bytes=memory_parts_bytes, capacity_bytes=capacity_bytes,
         max_sequences=max_sequences, origin=e.origin if e else Origin.ASSUMPTION, calibration=calibration,
         extrapolated_frac=e.extrapolated_frac if e else 0.0, operators=operators,
