@@ -103,10 +103,17 @@ def show(value: float, unit: str, digits: int = 3) -> str:
 
     >>> show(4.8e12, "B/s")
     '4.8 TB/s'
-    >>> show(0.00123, "s")
-    '1.23 ms'
+    >>> show(0.00123, "s"), show(1.979e15, "FLOP/s")
+    ('1.23 ms', '1.98 PFLOP/s')
     """
-    return str(Quantity(value, unit).render(prec=digits - 1))
+    return str(_Shown(value, unit).render(prec=digits - 1))
+
+
+class _Shown(Quantity):
+    """A quantity as people read it: 1.98 PFLOP/s, not 1.98e15."""
+
+
+_Shown.set_prefs(output_sf="PTGMkmunpfa")
 
 
 def plural(n: float, one: str, many: str | None = None) -> str:

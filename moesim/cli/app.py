@@ -190,7 +190,9 @@ def plan(
 def placement(
     model: Annotated[str, typer.Option(help="A MoE by name, Hugging Face id, card, or config.json.")],
     hardware: Annotated[str, typer.Option(help="Cluster or device, by name or file.")],
-    ep: Annotated[int, typer.Option(min=2, max=MOST_RANKS, help="Ranks that share the experts out; attention-DP on each.")],
+    ep: Annotated[
+        int, typer.Option(min=2, max=MOST_RANKS, help="Ranks that share the experts out; attention-DP on each.")
+    ],
     routing: Annotated[
         list[str] | None, typer.Option(help="FAMILY:SKEW, preset:NAME or trace:FILE; repeat it to compare.")
     ] = None,
@@ -201,12 +203,16 @@ def placement(
     ] = None,
     phase: Annotated[str, typer.Option(help="prefill or decode.")] = "decode",
     batch_per_rank: Annotated[int, typer.Option(min=1, max=2**16, help="Sequences on each rank.")] = 128,
-    context: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens cached (decode) or new (prefill).")] = 4096,
+    context: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens cached (decode) or new (prefill).")
+    ] = 4096,
     engine: Annotated[str, typer.Option(help="analytic or flow (price only).")] = "analytic",
     overlap: Annotated[bool, typer.Option(help="Two micro-batches interleaved (price only).")] = False,
     drift: Annotated[str, typer.Option(help="stationary, cycle, switch or walk (window).")] = "cycle",
     steps: Annotated[int, typer.Option(min=2, max=10**5, help="Steps of the drifting load (window).")] = 400,
-    period: Annotated[list[int] | None, typer.Option(min=1, help="Steps between placements (window); repeat it.")] = None,
+    period: Annotated[
+        list[int] | None, typer.Option(min=1, help="Steps between placements (window); repeat it.")
+    ] = None,
     calibration: Annotated[str | None, typer.Option(help="Calibration (price); the device's own by default.")] = None,
     seed: Seed = 0,
     json: Json = False,

@@ -30,7 +30,7 @@ def write_validation(rows: Sequence[Judged], folder: Path, name: str) -> Path:
     """Write ``index.html`` into a folder; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
-    path.write_text(render_page(validation_document(rows, name)), encoding="utf-8")
+    path.write_text(render_page(validation_document(rows, name), "moesim validate"), encoding="utf-8")
     return path
 
 
@@ -39,10 +39,13 @@ def validation_document(rows: Sequence[Judged], name: str) -> Document:
     known = [r for r in rows if r.error(0) is not None and r.error(1) is not None]
     sections = [_answer(rows, name)]
     if known:
-        figures = [
-            _scatter(known, "model", lambda r: r.row.model.split("/")[-1]), _scatter(known, "backend", lambda r: r.row.backend),
-            _scatter(known, "GPU", lambda r: r.row.system), _against_concurrency(known), _coverage(known),
+        by: list[tuple[str, Callable[[Judged], str]]] = [
+            ("model", lambda r: r.row.model.split("/")[-1]), ("backend", lambda r: r.row.backend),
+            ("GPU", lambda r: r.row.system),
         ]  # fmt: skip
+        # one drawing is enough where all runs are of one kind
+        apart = [(what, of) for what, of in by if len({of(r) for r in known}) > 1] or by[:1]
+        figures = [*(_scatter(known, what, of) for what, of in apart), _against_concurrency(known), _coverage(known)]
         sections += [Section("figures", "Predicted against measured", tuple(figures)), _worst(known)]
     facts = (("runs", str(len(rows))), ("measured", str(len(known))))
     return Document(
@@ -123,10 +126,12 @@ def _scatter(rows: Sequence[Judged], what: str, of: Callable[[Judged], str]) -> 
         axes_list[0].set_ylabel("projected, ms")
         _legend(figure, axes_list[0], 4)
         alt = f"Projected against measured TPOT and TTFT of {len(rows)} runs by {what}."
-        svg = to_svg(figure, f"fig-by-{what.lower()}", f"By {what}", alt)
+        within = [sum(abs(r.error(which) or 0.0) <= 0.1 for r in rows) / len(rows) for which in (1, 0)]
+        title = f"Within 10%: {within[0]:.0%} of the runs in TPOT, {within[1]:.0%} in TTFT; by {what}"
+        svg = to_svg(figure, f"fig-by-{what.lower()}", title, alt)
     shares = "; ".join(f"{name} {_near(rows, of, name, 1):.0%} and {_near(rows, of, name, 0):.0%}" for name in names)
-    caption = f"Solid: equality; dashed: +-10%. Of TPOT and of TTFT lie within 10%: {shares}."
-    return FigureBlock(f"by-{what.lower()}", f"By {what}", alt, svg, caption)
+    caption = f"Solid: equality; dashed: ±10%. Of TPOT and of TTFT lie within 10%: {shares}."
+    return FigureBlock(f"by-{what.lower()}", title, alt, svg, caption)
 
 
 def _near(rows: Sequence[Judged], of: Callable[[Judged], str], name: str, which: int) -> float:
@@ -168,7 +173,7 @@ def _against_concurrency(rows: Sequence[Judged]) -> FigureBlock:
         _legend(figure, axes_list[0], 3)
         alt = f"Error against requests in flight of {len(rows)} runs; errors beyond 2 are drawn at 2."
         svg = to_svg(figure, "fig-concurrency", "Error against concurrency", alt)
-    caption = "Points are runs, lines medians; the band is +-10%. What was measured at twice the projection is at -0.5."
+    caption = "Points are runs, lines medians; the band is ±10%. What was measured at twice the projection is at -0.5."
     return FigureBlock("concurrency", "Error against concurrency", alt, svg, caption)
 
 
@@ -191,6 +196,7 @@ def _coverage(rows: Sequence[Judged]) -> FigureBlock:
                 color=stand_in(system_colour(which)), label=METRICS[which],
             )  # fmt: skip
         axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set_xlim(min(0.5, min(min(s) for s in shares.values()) - 0.05), 1.03)
         axes.set_xlabel("part of the measurements inside the 90% interval")
         figure.legend(loc="outside lower center", ncols=2)
