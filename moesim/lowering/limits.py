@@ -59,10 +59,12 @@ def chance_missed(shares: FloatArray, n_experts: int, top_k: int, n_touched: flo
 def _missed_of(shares: FloatArray, n_experts: int, top_k: int, n_touched: int) -> FloatArray:
     n_group, t, more = shares.shape[-1], n_touched, top_k - n_touched
     size = n_experts / n_group
-    missed, term = [], np.ones_like(shares)
+    # groups first: what is added below lies in one piece
+    by_group = np.ascontiguousarray(np.moveaxis(shares, -1, 0))
+    missed, term = [], np.ones_like(by_group)
     for k in range(more + 1):
         # the k-th expert of a group is not among those at the place either
-        term = term * np.clip((size - shares * size - k) / max(size - k, 1e-9), 0.0, 1.0)
+        term = term * np.clip((size - by_group * size - k) / max(size - k, 1e-9), 0.0, 1.0)
         missed.append(term / math.factorial(k))
     sums = np.zeros((t + 1, more + 1, *shares.shape[:-1]))
     sums[0, 0] = 1.0
@@ -70,6 +72,6 @@ def _missed_of(shares: FloatArray, n_experts: int, top_k: int, n_touched: int) -
         for c in range(t, 0, -1):
             for m in range(more, -1, -1):
                 for k in range(m + 1):
-                    sums[c, m] += missed[k][..., g] * sums[c - 1, m - k]
+                    sums[c, m] += missed[k][g] * sums[c - 1, m - k]
     scale = math.factorial(more) / float(t) ** more / math.comb(n_group, t)
     return np.asarray(np.clip(sums[t, more] * scale, 0.0, 1.0))
