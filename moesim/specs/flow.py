@@ -60,7 +60,7 @@ class FlowSpec(Frozen):
     n_chunks: Count | None = None
     slow_ranks: Factors = Field(default_factory=dict)
     slow_links: Factors = Field(default_factory=dict)
-    launch_s: Seconds = 0.0
+    launch_s: Seconds | None = None
     cuda_graphs: Flag | None = None
     comm_sms: Count | None = None
     exchange: Exchange = Exchange.AUTO
@@ -91,9 +91,9 @@ class FlowSpec(Frozen):
     def _goes_together(self) -> Self:
         if self.n_chunks is not None and self.granularity is not Granularity.CHUNK:
             raise ValueError("n_chunks: needs granularity chunk")
-        if self.launch_s > 1.0:
-            raise ValueError("launch_s: more than a second per kernel; write 8 us, or 8e-6 s")
-        if self.cuda_graphs is not None and self.launch_s == 0.0:
+        if self.launch_s is not None and not 0.0 < self.launch_s <= 1.0:
+            raise ValueError("launch_s: must be above 0 and at most a second per kernel, such as 8 us")
+        if self.cuda_graphs is not None and self.launch_s is None:
             raise ValueError("cuda_graphs: needs launch_s, the host's time per kernel that graphs save")
         if self.comm_sms is not None and self.exchange is Exchange.LOW_LATENCY:
             raise ValueError(

@@ -133,7 +133,7 @@ def notes_of(instance: Instance, decode: Pass) -> tuple[str, ...]:
     if instance.settings.slow_ranks or instance.settings.slow_links:
         slow = {**instance.settings.slow_links, **instance.settings.slow_ranks}
         notes.append(f"Slow ranks or links ({', '.join(str(rank) for rank in sorted(slow))}) are in every instance.")
-    if instance.settings.launch_s > 0.0 and stack_of(instance.cost.calibration) is not None:
+    if instance.settings.launch_s is not None and stack_of(instance.cost.calibration) is not None:
         notes.append(
             "launch_s comes before the host time of the serving stack, which has launches of its own in prefill."
         )

@@ -165,7 +165,7 @@ class Instance:
 
         s = self.settings
         replayed = bool(s.cuda_graphs) and phase is Phase.DECODE
-        launch_s = 0.0 if replayed else s.launch_s
+        launch_s = 0.0 if replayed or s.launch_s is None else s.launch_s
         return FlowOptions(s.granularity, s.slow_ranks, s.slow_links, launch_s, s.n_chunks or N_CHUNKS)
 
     def decode_pass(self, batch: float, context: float) -> Pass:
