@@ -159,13 +159,18 @@ def _mla_copies(ctx: Context, a: MlaAttention, heads: float, unpacked: Num) -> l
 
 
 def _mla_absorbed(ctx: Context, a: MlaAttention, heads: float, latent: float) -> list[Op]:
-    """Decode: the unpacking is folded into query and output, so every head reads the one latent (arXiv 2405.04434, 2.1.2)."""
+    """Decode: the unpacking is folded into query and output, so every head reads the one latent (arXiv 2405.04434, 2.1.2).
+
+    Norms of the two latents run side by side (SGLang's DeepSeek-V2 model on two streams in captured passes, TensorRT-LLM's MLA by
+    maybe_execute_in_parallel): the time of one kernel.
+    """
     t, storage, value = ctx.tokens, ctx.model.storage.attention, float(a.kv_lora_rank)
     if a.index_topk is not None:
         scores = sparse_mla_scores(ctx, a, heads, latent, a.index_topk)
     else:
         scores = _scores(ctx, heads, 1.0, latent, value, latent, None, is_mla=True)
     return [
+        elementwise(ctx, "latent_norm", t, (a.q_lora_rank or 0) + value, GROUP),
         gemm(ctx, "q_absorb", t, float(a.kv_lora_rank), float(a.qk_nope_head_dim), storage, GROUP, n_batch=heads),
         *scores,
         gemm(ctx, "v_absorb", t, float(a.v_head_dim), float(a.kv_lora_rank), storage, GROUP, n_batch=heads),
