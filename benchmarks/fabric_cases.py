@@ -14,7 +14,10 @@ __all__ = ["CASES", "RATIOS", "Case", "Ratio", "step_of"]
 
 @dataclass(frozen=True)
 class Case:
-    """A published deployment; `measured` tokens/s per node of 8. `family` None is the load of the router `preset`."""
+    """A published deployment; `measured` tokens/s per node of 8. `family` None is the load of the router `preset`.
+
+    `idle_extra`: redundant slots get no tokens, as in SGLang unless a dispatch algorithm is named (or EPLB is on).
+    """
 
     name: str
     cluster: str
@@ -28,6 +31,7 @@ class Case:
     preset: str = "deepseek-v3"
     dispersion: float | None = None
     placement: PlacementKind = PlacementKind.EPLB_GLOBAL
+    idle_extra: bool = False
     cached: int = 0
     overlap: Overlap = Overlap.TWO_BATCH
     n_sms: int | None = None
@@ -99,6 +103,7 @@ _ON = replace(_SGLANG, batch_per_rank=8, tokens=2048)
 _PERFECT = replace(_SGLANG, family=RouterFamily.UNIFORM)
 _AT_8K = replace(_ON, batch_per_rank=4)
 _EP72_32 = replace(_EP72, batch_per_rank=32)
+_EP72_OWN = replace(_EP72, preset=SHAREGPT)
 
 RATIOS = (
     Ratio("SGLang: perfect EPLB over EPLB, prefill EP32", _PERFECT, _SGLANG, "1.18 (penalty 15.2%)"),
@@ -109,11 +114,10 @@ RATIOS = (
     ),
     Ratio("  the same, TensorRT-LLM's load", _PERFECT, replace(_SGLANG, preset="deepseek-v3"), "1.18 (penalty 15.2%)"),
     Ratio("SGLang: EPLB on over off, prefill EP32, prompts of 2,048", _ON, replace(_ON, placement=_OFF), "1.49"),
-    Ratio("SGLang: EPLB on over off, decode EP72, TensorRT-LLM's load", _EP72, replace(_EP72, placement=_OFF), "2.54"),
-    Ratio(
-        "  the same, counts of its prefill", replace(_EP72, preset=SHAREGPT),
-        replace(_EP72, preset=SHAREGPT, placement=_OFF), "2.54",
-    ),
+    Ratio("  the same, extra slots idle when off", _ON, replace(_ON, placement=_OFF, idle_extra=True), "1.49"),
+    Ratio("SGLang: EPLB on over off, decode EP72", _EP72_OWN, replace(_EP72_OWN, placement=_OFF), "2.54"),
+    Ratio("  the same, extra slots idle when off", _EP72_OWN, replace(_EP72_OWN, placement=_OFF, idle_extra=True), "2.54"),
+    Ratio("  the same, TensorRT-LLM's load", _EP72, replace(_EP72, placement=_OFF), "2.54"),
     Ratio("SGLang: two micro-batches, prefill, 8k tokens", _AT_8K, replace(_AT_8K, overlap=Overlap.NONE), "1.27 to 1.35"),
     Ratio("SGLang: 16k in two over 8k in one", _ON, replace(_AT_8K, overlap=Overlap.NONE), "1.405"),
     Ratio("SGLang: two micro-batches, decode EP72, 256 per GPU", _EP72, replace(_EP72, overlap=Overlap.NONE), "1.255"),

@@ -16,6 +16,8 @@ from moesim.analytic import estimate
 from moesim.cost import CostModel
 from moesim.lowering import Pass
 from moesim.lowering.traffic import tokens_per_assignment
+from moesim.routing.placement import Placement
+from moesim.routing.router import RouterModel
 from moesim.sim import simulate
 from moesim.specs.catalog import load_hardware, load_model
 from moesim.specs.parallel import Overlap, ParallelSpec
@@ -40,10 +42,21 @@ def build(case: Case, which: str) -> Instance:
         load_model("deepseek-v3"), split, hardware, RoutingSpec(**family, placement=placement),
         cost=cost, overlap=case.overlap, rng=np.random.default_rng(0),
     )  # fmt: skip
+    if case.idle_extra and instance.routed is not None:
+        placements = {key: idle(p, instance.routed.routers[key]) for key, p in instance.routed.placements.items()}
+        instance = replace(instance, routed=replace(instance.routed, placements=placements))
     if case.dispersion is None or instance.routed is None:
         return instance
     routers = {key: replace(r, prompt_dispersion=case.dispersion) for key, r in instance.routed.routers.items()}
     return replace(instance, routed=replace(instance.routed, routers=routers))
+
+
+def idle(placement: Placement, router: RouterModel) -> Placement:
+    """The extra slots without work to speak of: all of them share the tokens of the layer's coldest expert."""
+    coldest = router.inclusion_probability().argmin(axis=1)
+    slots = np.repeat(placement.slots, len(coldest), axis=0)
+    slots[:, placement.n_experts :] = coldest[:, None]
+    return replace(placement, slots=slots)
 
 
 def imbalance(instance: Instance, step: Pass) -> float:
