@@ -10,6 +10,7 @@ from moesim.cli.progress import progress_bar
 from moesim.cli.table import table
 from moesim.errors import InputError
 from moesim.report import load_result, render, write_report
+from moesim.report.host import HOST_TITLE, run_host_note
 from moesim.specs.scenario import Engine
 from moesim.study.results import RunResult, SystemResult
 from moesim.study.run import load_scenario, run_scenario
@@ -56,6 +57,9 @@ def _say(result: RunResult, out_dir: Path, seconds: float | None) -> None:
     print(f"\n{result.scenario.title}, {at} requests in flight")
     header = ("system", "active", "TTFT ms", "TPOT ms", "90%", "tok/s", "GB/rank", "J/tok", "$/Mtok")
     table(header, [_row(system, at) for system in result.systems])
+    note = run_host_note(result)
+    if note:
+        print(f"{HOST_TITLE}. {note}")
     for line in result.headline:
         print(f"- {line}")
     took = f" in {seconds:.1f} s" if seconds is not None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moesim.report.document import Block, Bullets, Callout, Cell, Code, Document, Paragraph, Section, Table
+from moesim.report.host import HOST_TITLE, host_note
 from moesim.report.page import TABLE, render_explorer
 from moesim.report.plan_figures import first_token, throughput
 from moesim.report.plan_rows import plan_cases, plan_rows
@@ -76,10 +77,18 @@ def _answer(result: PlanResult) -> tuple[Block, ...]:
         blocks = [Callout("warning", result.outcome.capitalize(), lead)]
     if rest:
         blocks.append(Bullets(tuple(rest)))
+    assumed = _without_stack(result)
+    if assumed:
+        blocks.append(Callout("warning", HOST_TITLE, host_note(["assumption only"], ", ".join(assumed))))
     chosen = [(p, kind, point) for p in result.plans for kind, point in p.shown if kind != "front"]
     if chosen:
         blocks.append(_chosen(result, chosen))
     return tuple(blocks)
+
+
+def _without_stack(result: PlanResult) -> list[str]:
+    """Hardware whose times leave the host out."""
+    return [p.hardware for p in result.plans if any(point.error_frac is None for _, point in p.shown)]
 
 
 _HEADINGS = (
@@ -230,12 +239,6 @@ def _assumptions(result: PlanResult) -> tuple[str, ...]:
         if prices
         else "No price is known."
     )
-    assumed = [p.hardware for p in result.plans if any(point.error_frac is None for _, point in p.shown)]
-    if assumed:
-        notes.append(
-            f"{', '.join(assumed)}: no serving stack was measured, so the host's work and launches are not counted and times "
-            "are too short; compare with measured hardware only with that in mind."
-        )
     points = [point for p in result.plans for _, point in p.shown]
     outside = max((point.extrapolated_frac for point in points), default=0.0)
     if outside > 0.005:

@@ -17,6 +17,7 @@ from moesim.report.document import (
 )
 from moesim.report.figures import Figures, draw
 from moesim.report.figures_ranks import seen_passes, what_if_table
+from moesim.report.host import HOST_TITLE, run_host_note
 from moesim.report.tables import (
     comparison_table,
     flip_table,
@@ -95,6 +96,8 @@ def _answer(result: RunResult) -> Section:
     named = [c.verdict for c in result.comparisons if c.basis is Basis.NAMED and c.concurrency == at]
     leads = ([line for line in verdicts if any(v in line for v in named)] or verdicts or costs)[:N_LEADS]
     blocks: list[Block] = [Paragraph(line.split(" Why: ")[0], lead=True) for line in leads]
+    note = run_host_note(result)
+    blocks += [Callout("warning", HOST_TITLE, note)] if note else []
     blocks.append(results_table(result, [at], "answer", f"What each costs with {plural(at, 'request')} in flight"))
     reasons = [_reason(result, line, at, line in leads) for line in verdicts]
     if reasons:

@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.report.cases import Case, Cases, Column, marked_cases
 from moesim.report.document import Bullets, Callout, Document, Paragraph, Section
+from moesim.report.host import HOST_TITLE, host_note
 from moesim.report.page import TABLE, render_explorer
 from moesim.report.sweep_figures import bars, heat, parallel, pareto
 from moesim.specs.sweep import Question
@@ -77,7 +78,22 @@ def _answer(result: SweepResult, best: int | None, first: str) -> tuple[Paragrap
     note = quality_note(result)
     caveat = (Callout("note", "Cheapest is not best", note),) if note else ()
     lead = text or first.removesuffix(note).rstrip()
-    return Paragraph(lead, lead=True), *caveat, Bullets((cases, *_reasons(result)))
+    return Paragraph(lead, lead=True), *caveat, *_host(result), Bullets((cases, *_reasons(result)))
+
+
+def _host(result: SweepResult) -> tuple[Callout, ...]:
+    """A warning where some of the cases that run leave the host out."""
+    bases = result.columns.get("interval_basis")
+    if bases is None:
+        return ()
+    out = [i for i in np.flatnonzero(result.ok) if host_note([str(bases[i])], "")]
+    if not out:
+        return ()
+    swept = [c for c in result.settings if c.path == "hardware" and len(c.values) > 1]
+    names = dict.fromkeys(str(swept[0].of(int(i))) for i in out) if swept else {}
+    where = ", ".join(names) or "this hardware"
+    count = f"{len(out):,} of {int(result.ok.sum()):,} cases that run"
+    return (Callout("warning", f"{HOST_TITLE} in {count}", host_note(["assumption only"], where)),)
 
 
 def _reasons(result: SweepResult) -> list[str]:

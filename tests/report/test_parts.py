@@ -10,7 +10,7 @@ import sys
 import pytest
 from report_sample import sample_result
 
-from moesim.report import figures_flip, text
+from moesim.report import figures_flip, host, text
 from moesim.report.colours import GROUP_COLOUR, WEIGHT_COLOUR, css_variables
 from moesim.report.figures import draw
 from moesim.report.figures_cost import breakdown, memory_parts, pareto, time_by_group
@@ -20,7 +20,7 @@ from moesim.report.tables import focus_concurrency, operator_tables, results_tab
 from moesim.study.results import PathSample, RunResult
 
 
-@pytest.mark.parametrize("module", [text, figures_flip])
+@pytest.mark.parametrize("module", [text, figures_flip, host])
 def test_examples_in_docstrings(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 
@@ -195,3 +195,27 @@ def test_the_breakdown_says_that_an_ensembles_models_take_turns() -> None:
         block = breakdown(result)
         assert block is not None
         assert ("turns" in block.caption) is says
+
+
+def test_times_without_a_stack_say_that_the_host_is_left_out(result: RunResult) -> None:
+    from moesim.report.host import host_note, run_host_note
+    from moesim.report.sections import build
+    from moesim.study.uncertainty import Basis
+
+    assert host_note([Basis.RUNS.value, Basis.LENT.value], "x") == ""
+    for basis in (Basis.KERNELS, Basis.ASSUMPTION):
+        assert "without the host's launches" in host_note([Basis.RUNS.value, basis.value], "x")
+
+    def told(basis: Basis) -> str:
+        points = {
+            s.name: tuple(p.model_copy(update={"interval_basis": basis.value}) for p in s.points)
+            for s in result.systems
+        }
+        systems = tuple(s.model_copy(update={"points": points[s.name]}) for s in result.systems)
+        changed = result.model_copy(update={"systems": systems})
+        assert bool(run_host_note(changed)) == (basis not in (Basis.RUNS, Basis.LENT))
+        return " ".join(str(block) for block in build(changed).sections[0].blocks)
+
+    assert "Host time is not counted" not in told(Basis.RUNS)
+    assert "Host time is not counted" in told(Basis.ASSUMPTION)
+    assert result.device_name in told(Basis.KERNELS)

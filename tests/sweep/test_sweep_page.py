@@ -66,6 +66,20 @@ def test_advice_on_designs_says_that_cost_alone_decides(folder):
     assert answer.count("This ranks by cost alone") == 1
 
 
+def test_cases_without_a_serving_stack_are_counted_in_a_warning():
+    from moesim.report.sweep_page import build_sweep
+
+    axes = [
+        {"path": "hardware", "values": ["hgx_h200", "mi300x_8"]},
+        {"path": "workload.concurrency", "values": [16, 64]},
+    ]
+    moe = {"name": "MoE", "kind": "moe", "model": "deepseek-v3", "parallel": {"tp_size": 8, "ep_size": 8}}
+    document, _ = build_sweep(run_sweep(make(axes, {"hardware": "hgx_h200", "systems": [moe]})))
+    (warning,) = [b for b in document.sections[0].blocks if getattr(b, "kind", "") == "warning"]
+    assert warning.title == "Host time is not counted in 2 of 4 cases that run"
+    assert "No serving stack was measured on mi300x_8" in warning.text
+
+
 def test_without_designs_that_differ_nothing_is_said_of_quality():
     from moesim.report.sweep_page import build_sweep
 
