@@ -10,6 +10,7 @@ from moesim.cli.progress import progress_bar
 from moesim.cli.run import check_out
 from moesim.cli.table import print_json, table
 from moesim.errors import InputError
+from moesim.report.host import HOST_TITLE, host_note
 from moesim.report.plan import write_plan_report
 from moesim.specs.dtypes import Dtype
 from moesim.study.plan import HardwarePlan, PlanPoint, PlanResult, PlanSpec, plan
@@ -131,6 +132,8 @@ def _print_hardware(p: HardwarePlan) -> None:
         )
         table(header, [_row(kind, point) for kind, point in points])
         print(_TPOT)
+        if any(point.error_frac is None for _, point in points):
+            print(f"{HOST_TITLE}. {host_note(['assumption only'], p.device)}")
     for kind, point in (("best", p.best), ("least", p.least)):
         if point is not None:
             _print_flags(kind, point)
