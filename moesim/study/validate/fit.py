@@ -136,9 +136,13 @@ def predict_all(runs: Runs, stacks: Mapping[str, StackParams]) -> Floats:
     return found
 
 
-def left_out(runs: Runs, fit: Callable[[Runs], Mapping[str, StackParams]] = fit_all) -> Floats:
-    """Predictions of every row by a fit that saw no row of its group (model x system), [R, 2]."""
-    groups = np.asarray([r.group for r in runs.rows])
+def left_out(
+    runs: Runs,
+    fit: Callable[[Runs], Mapping[str, StackParams]] = fit_all,
+    by: Callable[[RunRow], str] = lambda r: r.group,
+) -> Floats:
+    """Predictions of every row by a fit that saw no row of its group, by default model x system, [R, 2]."""
+    groups = np.asarray([by(r) for r in runs.rows])
     found = np.empty((len(runs.rows), 2))
     for group in np.unique(groups):
         out = np.flatnonzero(groups == group)
