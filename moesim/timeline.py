@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NOBODY", "Awaited", "Cause", "Span", "Timeline"]
+__all__ = ["NOBODY", "Awaited", "Cause", "Span", "Timeline", "TokenFlow"]
 
 #: `Span.awaited` of work, and of waits that no single rank is the reason of.
 NOBODY = -1
@@ -68,13 +68,30 @@ class Awaited:
     reasons_s: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class TokenFlow:
+    """One hop of a sampled token in a layer: from where and when its row left to where and when work on it began.
+
+    `stage` is ``dispatch`` (home rank to an expert's) or ``combine`` (back).
+    """
+
+    token: int
+    layer: int
+    stage: str
+    from_rank: int
+    from_s: float
+    to_rank: int
+    to_s: float
+
+
 @dataclass(slots=True)
 class Timeline:
-    """Spans of a run in the order in which they were recorded, of all ranks or of `ranks` alone."""
+    """Spans of a run in the order in which they were recorded, of all ranks or of `ranks` alone; `hops` of sampled tokens."""
 
     n_ranks: int
     spans: list[Span] = field(default_factory=list)
     ranks: tuple[int, ...] | None = None
+    hops: tuple[TokenFlow, ...] = ()
 
     def add(
         self, rank: int, lane: str, name: str, layer: int, start_s: float, end_s: float, cause: Cause | None = None,

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.analytic import StepEstimate, estimate
+from moesim.analytic import OpLine, StepEstimate, estimate
 from moesim.lowering import Pass
+from moesim.lowering.route import Counts
+from moesim.ops import Program
 from moesim.sim import FlowResult
 from moesim.specs.dtypes import Dtype
 from moesim.specs.scenario import Engine
 from moesim.specs.workload import WorkloadSpec
 from moesim.study.host import with_host
 from moesim.study.instance import Instance, PassTime
-from moesim.study.ranks import home_ranks, rank_detail
-from moesim.study.results import ExpertLoad, GapSplit, OperatorRow, PathSample, PhaseDetail
+from moesim.study.ports import port_use
+from moesim.study.ranks import rank_detail, shown_ranks
+from moesim.study.results import ExpertLoad, GapSplit, OperatorRow, PathSample, PhaseDetail, RankDetail
+from moesim.study.tokens import path_sample, token_flows
 from moesim.timeline import Timeline
 
-__all__ = ["expert_load", "path_sample", "phase_detail"]
+__all__ = ["Explained", "expert_load", "phase_detail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A pass in detail; where it was simulated, its draw, and if asked for rank by rank a few tokens and a timeline."""
+
+    detail: PhaseDetail
+    timeline: Timeline | None = None
+    counts: Counts | None = None
+    paths: PathSample | None = None
 
 
 def phase_detail(
     instance: Instance, workload: WorkloadSpec, concurrency: int, step: Pass, engine: Engine, rng: np.random.Generator,
     *, by_rank: bool = False,
-) -> tuple[PhaseDetail, Timeline | None]:  # fmt: skip
-    """One pass of an instance, explained; with the timeline where it was simulated, and rank by rank if asked for."""
-    timeline, gap, ranks = None, None, None
+) -> Explained:  # fmt: skip
+    """One pass of an instance, explained; rank by rank, with the ways of a few of its tokens, if asked for."""
+    gap, counts, seen = None, None, _Seen()
     if engine is Engine.FLOW:
-        gap, result, flow = _gap(instance, step, rng)
-        device, timeline = PassTime(gap.simulated_s, result, flow), flow.timeline
-        if by_rank and timeline.n_ranks > 1:
-            ranks = rank_detail(flow, len(instance.model.layers))
+        counts = instance.draw(step, rng)
+        gap, result, program, flow = _gap(instance, step, counts)
+        device = PassTime(gap.simulated_s, result, flow)
+        if by_rank:
+            seen = _by_rank(instance, flow, program, counts, rng)
     else:
         device = instance.analytic(step)
     passing = with_host(instance, step, device)
@@ -42,16 +58,40 @@ def phase_detail(
         phase=step.phase.value, concurrency=concurrency, n_tokens=float(step.n_tokens), context=float(step.kv_len),
         time_s=time_s, imbalance_s=result.imbalance_s, exposed_comm_s=passing.exposed_comm_s,
         hidden_comm_s=passing.hidden_comm_s, slower_wait_s=passing.slower_wait_s, mfu=mfu, mbu=mbu, operators=_rows(result),
-        gap=gap, ranks=ranks,
+        gap=gap, ranks=seen.ranks,
     )  # fmt: skip
-    return detail, timeline
+    return Explained(detail, seen.timeline, counts, seen.paths)
 
 
-def _gap(instance: Instance, step: Pass, rng: np.random.Generator) -> tuple[GapSplit, StepEstimate, FlowResult]:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    ranks: RankDetail | None = None
+    timeline: Timeline | None = None
+    paths: PathSample | None = None
+
+
+def _by_rank(
+    instance: Instance, flow: FlowResult, program: Program, counts: Counts | None, rng: np.random.Generator
+) -> _Seen:
+    """Waits and ports of all ranks, spans of some, and tokens of this very pass."""
+    paths = path_sample(instance, rng, counts=counts)
+    shown = shown_ranks(flow, paths)
+    timeline = flow.ledger.timeline(shown)
+    if paths is not None:
+        spread = paths.n_devices_per_expert
+        ranks = [[[rank * spread for rank in layer] for layer in token] for token in paths.ranks]
+        timeline.hops = token_flows(timeline, paths.home_ranks, paths.layers, ranks, paths.batches)
+    if flow.n_ranks == 1:
+        return _Seen(None, timeline, paths)
+    ports = port_use(program, instance.hardware, flow.time_s)
+    some = shown if len(shown) < flow.n_ranks else ()
+    return _Seen(rank_detail(flow, len(instance.model.layers), ports, some), timeline, paths)
+
+
+def _gap(instance: Instance, step: Pass, counts: Counts | None) -> tuple[GapSplit, StepEstimate, Program, FlowResult]:
     """From the balanced closed form to the simulation: each step changes one thing, so the parts add up."""
     balanced = instance.balanced()
     balanced_s = estimate(balanced.program(step, overlap=False), balanced.cost).time_s
-    counts = instance.draw(step, rng)
     program, final = instance.simulated(step, counts)
     plain, alone = program, final
     if instance.overlap:
@@ -62,17 +102,24 @@ def _gap(instance: Instance, step: Pass, rng: np.random.Generator) -> tuple[GapS
         overlap_s=final.time_s - plain_s, simulated_s=final.time_s,
         waits_s={cause.value: seconds for cause, seconds in final.waits_s.items()}, n_holds=final.n_holds,
     )  # fmt: skip
-    return gap, estimate(program, instance.cost), final
+    return gap, estimate(program, instance.cost), program, final
 
 
 def _rows(result: StepEstimate) -> tuple[OperatorRow, ...]:
-    return tuple(
-        OperatorRow(
-            name=line.name, group=line.group, segment=line.segment, n_repeat=line.n_repeat, time_s=line.time_s,
-            hidden_s=line.hidden_s, bound=line.bound.value, flops=line.flops, moved_bytes=line.moved_bytes,
-            origin=line.origin, error_frac=line.error_frac, is_extrapolated=line.is_extrapolated,
-        )
-        for line in result.lines
+    """Operators of the breakdown; those of two micro-batches together."""
+    lines: dict[tuple[str, str], list[OpLine]] = {}
+    for line in result.lines:
+        lines.setdefault((line.segment, line.name), []).append(line)
+    return tuple(_operator(same) for same in lines.values())
+
+
+def _operator(lines: Sequence[OpLine]) -> OperatorRow:
+    first = max(lines, key=lambda line: line.time_s)
+    return OperatorRow(
+        name=first.name, group=first.group, segment=first.segment, n_repeat=max(line.n_repeat for line in lines),
+        time_s=sum(line.time_s for line in lines), hidden_s=sum(line.hidden_s for line in lines), bound=first.bound.value,
+        flops=sum(line.flops for line in lines), moved_bytes=sum(line.moved_bytes for line in lines), origin=first.origin,
+        error_frac=first.error_frac, is_extrapolated=any(line.is_extrapolated for line in lines),
     )  # fmt: skip
 
 
@@ -87,9 +134,11 @@ def _utilisation(instance: Instance, result: StepEstimate, time_s: float) -> tup
     return mfu, mbu
 
 
-def expert_load(instance: Instance, step: Pass, rng: np.random.Generator) -> ExpertLoad | None:
-    """Tokens per expert and expert rank in each MoE layer of one pass."""
-    counts = instance.draw(step, rng)
+def expert_load(
+    instance: Instance, step: Pass, rng: np.random.Generator, counts: Counts | None = None
+) -> ExpertLoad | None:
+    """Tokens per expert and expert rank in each MoE layer of one pass: of `counts`, else of a draw of its own."""
+    counts = instance.draw(step, rng) if counts is None else counts
     if counts is None or instance.routed is None:
         return None
     rows: list[tuple[int, NDArray[np.int64], NDArray[np.float64]]] = []
@@ -109,36 +158,6 @@ def expert_load(instance: Instance, step: Pass, rng: np.random.Generator) -> Exp
         experts_hit=tuple(float((experts > 0).sum()) for _, experts, _ in rows),
         source=source,
     )
-
-
-def path_sample(instance: Instance, rng: np.random.Generator, n_tokens: int = 4) -> PathSample | None:
-    """The experts, and their ranks, of a few tokens in every MoE layer (of the model's first kind of MoE block)."""
-    if instance.routed is None:
-        return None
-    key, router = next(iter(instance.routed.routers.items()))
-    chosen = router.sample_tokens(n_tokens, rng)
-    placement = instance.routed.placements[key]
-    home = _home_ranks(placement.slots, placement.slots_per_rank, placement.n_experts)
-    layers = instance.routed.layers[key]
-    ranks = home[np.minimum(np.arange(len(layers)), len(home) - 1)[None, :, None], chosen]
-    n_paths = len(layers) * math.log10(math.comb(key[0], key[1]))
-    return PathSample(
-        layers=layers,
-        experts=tuple(tuple(tuple(int(e) for e in layer) for layer in token) for token in chosen),
-        ranks=tuple(tuple(tuple(int(r) for r in layer) for layer in token) for token in ranks),
-        n_possible_paths_log10=n_paths,
-        home_ranks=home_ranks(instance, n_tokens),
-        n_devices_per_expert=instance.parallel.etp_size,
-    )
-
-
-def _home_ranks(slots: NDArray[np.int64], slots_per_rank: int, n_experts: int) -> NDArray[np.int64]:
-    """The rank of each expert's first slot, [L or 1, E]."""
-    home = np.zeros((len(slots), n_experts), dtype=np.int64)
-    for row, layer in enumerate(slots):
-        for slot in range(len(layer) - 1, -1, -1):
-            home[row, layer[slot]] = slot // slots_per_rank
-    return home
 
 
 def _max_over_mean(values: NDArray[np.int64] | NDArray[np.float64]) -> float:

@@ -2,41 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.lowering import Pass
 from moesim.sim import FlowResult
 from moesim.study.instance import Instance
-from moesim.study.results import AlternativeRow, RankDetail
+from moesim.study.ports import PortUse
+from moesim.study.results import AlternativeRow, AwaitedRow, PathSample, RankDetail
 from moesim.study.whatif import Alternative, what_if
+from moesim.timeline import Awaited, Cause
 
-__all__ = ["N_ROWS", "alternatives", "home_ranks", "rank_detail"]
+__all__ = ["N_AWAITED", "N_ROWS", "N_TRACED", "alternatives", "rank_detail", "shown_ranks"]
 
 N_ROWS = 512  # more ranks than this are averaged: no screen shows more rows, and the file stays small
+N_TRACED = 64  # ranks in a trace: viewers stay quick, and the file stays below 20 MB
+N_AWAITED = 16
 
 
-def rank_detail(result: FlowResult, n_layers: int) -> RankDetail:
+def rank_detail(
+    result: FlowResult, n_layers: int, ports: PortUse | None = None, trace_ranks: Sequence[int] = ()
+) -> RankDetail:
     """Waits by rank and layer and the use of ports and engines, averaged over neighbours beyond `N_ROWS` ranks.
 
     Args:
-        result: a recorded simulation.
+        result: of a simulation.
         n_layers: of the model.
+        ports: bytes over rated bandwidth.
+        trace_ranks: with spans in the trace, if not all.
     """
     n_ranks = result.n_ranks
     per_row = -(-n_ranks // N_ROWS)
     layers = tuple(range(n_layers))
     waits = _by_row(result.wait_map_s(layers), per_row)
     time_s = max(result.time_s, 1e-30)
-    out, into, engine = (
-        tuple(_rounded(seconds) for seconds in _by_row(busy, per_row) / time_s)
-        for busy in (result.out_busy_s, result.in_busy_s, result.engine_busy_s)
-    )
+
+    def row(values: NDArray[np.float64] | None) -> tuple[float, ...]:
+        return () if values is None else tuple(_rounded(x) for x in _by_row(values, per_row))
+
+    used = ports or PortUse(None, None, None, None)
+    idle = {cause.value: row(seconds) for cause, seconds in result.idle_s.items() if cause is not Cause.ENGINE_BUSY}
     return RankDetail(
         n_ranks=n_ranks, n_ranks_per_row=per_row, layers=layers,
         wait_s=tuple(tuple(_rounded(seconds) for seconds in row) for row in waits),
-        out_port_frac=out, in_port_frac=into, engine_frac=engine,
+        out_port_frac=row(result.out_busy_s / time_s), in_port_frac=row(result.in_busy_s / time_s),
+        engine_frac=row(result.engine_busy_s / time_s), idle_s=idle, queue_s=row(result.idle_s[Cause.ENGINE_BUSY]),
+        up_out_frac=row(used.up_out), up_in_frac=row(used.up_in), nic_out_frac=row(used.nic_out),
+        nic_in_frac=row(used.nic_in), awaited=tuple(_awaited(a) for a in result.awaited[:N_AWAITED]),
+        trace_ranks=tuple(trace_ranks),
     )  # fmt: skip
+
+
+def shown_ranks(result: FlowResult, paths: PathSample | None, most: int = N_TRACED) -> tuple[int, ...]:
+    """Ranks whose spans go into a trace: all if they are few.
+
+    Else homes of sampled tokens, the most waited for, those whose engines work most and least, those that wait most, then ranks
+    of the tokens' experts, layer by layer.
+    """
+    n_ranks = result.n_ranks
+    if n_ranks <= most:
+        return tuple(range(n_ranks))
+    waits = sum(seconds for cause, seconds in result.idle_s.items() if cause.is_wait)
+    by_work, by_wait = np.argsort(-result.engine_busy_s, kind="stable"), np.argsort(-np.asarray(waits), kind="stable")
+    wanted = [*(paths.home_ranks if paths is not None else ()), *(a.rank for a in result.awaited[:N_AWAITED])]
+    wanted += [int(rank) for rank in (*by_work[:8], *by_work[-4:], *by_wait[:8])]
+    if paths is not None:
+        spread = paths.n_devices_per_expert
+        wanted += [
+            rank * spread for layer in zip(*paths.ranks, strict=True) for token in layer for rank in token
+        ]  # fmt: skip
+    return tuple(sorted(list(dict.fromkeys(wanted))[:most]))
 
 
 def alternatives(instance: Instance, step: Pass, seed: int | np.random.SeedSequence) -> tuple[AlternativeRow, ...]:
@@ -45,14 +82,12 @@ def alternatives(instance: Instance, step: Pass, seed: int | np.random.SeedSeque
     return tuple(_row(alternative) for alternative in (found.base, *found.alternatives))
 
 
-def home_ranks(instance: Instance, n_tokens: int) -> tuple[int, ...]:
-    """Devices on which sampled tokens start: the first of attention groups spread evenly over the instance.
-
-    Assumes: rank = group x (tp x cp) + place in the group, as in the lowering.
-    """
-    n_groups = instance.parallel.dp_size
-    n_inside = instance.parallel.n_stage_ranks // n_groups
-    return tuple(token * n_groups // n_tokens * n_inside for token in range(n_tokens))
+def _awaited(found: Awaited) -> AwaitedRow:
+    reasons = sorted(found.reasons_s.items(), key=lambda reason: -reason[1])
+    return AwaitedRow(
+        rank=found.rank, wait_s=_rounded(found.wait_s), n_layers=found.n_layers,
+        reasons_s={reason: _rounded(seconds) for reason, seconds in reasons},
+    )  # fmt: skip
 
 
 def _row(found: Alternative) -> AlternativeRow:

@@ -18,6 +18,7 @@ from moesim.study.uncertainty import Spread
 __all__ = [
     "SCHEMA_VERSION",
     "AlternativeRow",
+    "AwaitedRow",
     "Comparison",
     "ExpertLoad",
     "FlipCurve",
@@ -126,10 +127,27 @@ class GapSplit(Frozen):
     n_holds: int
 
 
-class RankDetail(Frozen):
-    """Who waits where in a simulated pass, and what is in use how much of it; four significant digits.
+class AwaitedRow(Frozen):
+    """A rank that others waited for: idle time of their engines, mean over all ranks, in how many layers, and what made it late.
 
-    A row is the mean over `n_ranks_per_row` neighbouring ranks. `wait_s` is [rows][layers]; the `_frac` are [rows].
+    Reasons: groups of operators of which it had more than the mean rank, ``traffic`` for bytes, ``engine`` and ``link`` where
+    those are slowed.
+    """
+
+    rank: int
+    wait_s: float
+    n_layers: int
+    reasons_s: dict[str, float]
+
+
+class RankDetail(Frozen):
+    """Who waits where and for whom in a simulated pass, and what is in use how much of it; four significant digits.
+
+    A row is the mean over `n_ranks_per_row` neighbouring ranks. `wait_s`, [rows][layers], is time in which an engine stands idle
+    for others. `idle_s` is all its idle time by cause, [rows] each, own transfers too; with `engine_frac` of the pass it adds up
+    to the pass. `queue_s` is what micro-batches waited while the engine worked. `out_port_frac` and `in_port_frac` are time in
+    which transfers run, `up_` and `nic_` bytes over what scale-up ports and NIC could carry at their rated bandwidth; empty
+    without such a port. `awaited` are the ranks most waited for, `trace_ranks` those with spans in the trace (empty: all).
     """
 
     n_ranks: int
@@ -139,6 +157,14 @@ class RankDetail(Frozen):
     out_port_frac: tuple[float, ...]
     in_port_frac: tuple[float, ...]
     engine_frac: tuple[float, ...]
+    idle_s: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    queue_s: tuple[float, ...] = ()
+    up_out_frac: tuple[float, ...] = ()
+    up_in_frac: tuple[float, ...] = ()
+    nic_out_frac: tuple[float, ...] = ()
+    nic_in_frac: tuple[float, ...] = ()
+    awaited: tuple[AwaitedRow, ...] = ()
+    trace_ranks: tuple[int, ...] = ()
 
 
 class AlternativeRow(Frozen):
@@ -199,6 +225,8 @@ class PathSample(Frozen):
     """The way of a few tokens: for each token, `experts` is [MoE layers][top-k] and `ranks` the expert ranks that hold them.
 
     `home_ranks` are the devices on which the tokens start; expert rank r lies on devices from r `n_devices_per_expert` on.
+    `batches` is the micro-batch of each. With `is_of_pass` the experts are ones to which the home rank sends tokens in the pass
+    shown; `replaced_frac` of the router's choices did not fit its counts and were drawn from them.
     """
 
     layers: tuple[int, ...]
@@ -207,6 +235,9 @@ class PathSample(Frozen):
     n_possible_paths_log10: float
     home_ranks: tuple[int, ...] = ()
     n_devices_per_expert: int = 1
+    batches: tuple[int, ...] = ()
+    is_of_pass: bool = False
+    replaced_frac: float = 0.0
 
 
 class SystemResult(Frozen):

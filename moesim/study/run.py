@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from moesim.specs.model import MoeFfn
 from moesim.specs.scenario import Basis, Engine, QualityRule, ScenarioSpec, SystemKind
 from moesim.study.calibrated import basis_of, calibration_for
 from moesim.study.compare import compare, ratio_spreads
-from moesim.study.detail import expert_load, path_sample, phase_detail
+from moesim.study.detail import Explained, expert_load, phase_detail
 from moesim.study.flips import flip_curves
 from moesim.study.flow_settings import check_engine, check_flips, notes_of
 from moesim.study.headline import headline, limits
@@ -38,6 +38,7 @@ from moesim.study.results import (
     SystemResult,
 )
 from moesim.study.systems import Candidate, build_candidates, twin_system
+from moesim.study.tokens import path_sample
 from moesim.study.twins import dense_twin
 from moesim.study.uncertainty import verdict
 from moesim.timeline import Timeline
@@ -151,13 +152,12 @@ class _Runner:
         decode = instance.decode_pass(batch, workload.mean_context)
         new = workload.input_tokens - workload.cached_prefix_tokens
         prefill = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens)[-1]
-        details, timeline = [], None
+        passes: list[Explained] = []
         is_reference = candidate.spec.name == self.scenario.reference.name
         for step in (decode, prefill):
             stream = self.streams.spawn(1)[0]
-            detail, recorded = self.detail(instance, step, stream, by_rank=is_reference and step is decode)
-            details.append(detail)
-            timeline = timeline or recorded
+            passes.append(self.detail(instance, step, stream, by_rank=is_reference and step is decode))
+        seen = passes[0]
         full = None
         if is_reference and self.engine is Engine.FLOW and instance.has_exchanges:
             full = self.full_prefill(instance)
@@ -168,22 +168,23 @@ class _Runner:
             n_experts=ffn.n_routed_experts if ffn else None, top_k=ffn.num_experts_per_tok if ffn else None,
             n_members=system.n_members, parallel=instance.parallel.label, n_ranks_per_instance=instance.parallel.n_ranks,
             n_instances=system.n_instances, weight_dtypes=_dtypes(candidate), routing=_routing(candidate),
-            memory=self.memory(system), points=points, details=tuple(details), full_prefill=full,
-            expert_load=expert_load(instance, decode, self.rng()), paths=path_sample(instance, self.rng()),
+            memory=self.memory(system), points=points, details=tuple(found.detail for found in passes), full_prefill=full,
+            expert_load=expert_load(instance, decode, self.rng(), seen.counts),
+            paths=seen.paths or path_sample(instance, self.rng()),
             notes=tuple(note for note in (model.note, _rounds(system), *notes_of(instance, decode)) if note),
         )  # fmt: skip
-        return result, timeline
+        return result, seen.timeline
 
-    def detail(
-        self, instance: Instance, step: Pass, stream: np.random.SeedSequence, *, by_rank: bool
-    ) -> tuple[PhaseDetail, Timeline | None]:
+    def detail(self, instance: Instance, step: Pass, stream: np.random.SeedSequence, *, by_rank: bool) -> Explained:
         """A pass in detail, with what would make it quicker where it is seen by rank."""
         rng = np.random.default_rng(stream)
         workload = self.scenario.workload
-        detail, recorded = phase_detail(instance, workload, self.at, step, self.engine, rng, by_rank=by_rank)
-        if detail.ranks is not None:  # the same stream, so that the first row is this very pass
-            detail = detail.model_copy(update={"what_if": alternatives(instance, step, stream)})
-        return detail, recorded
+        found = phase_detail(instance, workload, self.at, step, self.engine, rng, by_rank=by_rank)
+        if found.detail.ranks is None:
+            return found
+        # the same stream, so that the first row is this very pass
+        rows = alternatives(instance, step, stream)
+        return replace(found, detail=found.detail.model_copy(update={"what_if": rows}))
 
     def full_prefill(self, instance: Instance) -> PhaseDetail | None:
         """A prefill with as many prompts on each attention-DP rank as a pass takes, rank by rank; the last chunk of them."""
@@ -195,8 +196,9 @@ class _Runner:
             return None
         # a stream beside the others, so that they are what they are without it
         stream = np.random.SeedSequence([self.seed, 1])
-        detail, self.prefill_timeline = self.detail(instance, step, stream, by_rank=True)
-        return detail
+        found = self.detail(instance, step, stream, by_rank=True)
+        self.prefill_timeline = found.timeline
+        return found.detail
 
     def memory(self, system: System) -> MemoryResult:
         """Memory at the largest concurrency; an ensemble's slot holds several models."""

@@ -1,8 +1,7 @@
-"""What if: one pass again with twice the NIC, in one NVLink rack, in balance, without overlap; tokens' ways for a trace."""
+"""What if: one pass again with twice the NIC, in one NVLink rack, in balance, without overlap."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,9 +19,9 @@ from moesim.specs.parallel import Overlap
 from moesim.study.flow_settings import lending
 from moesim.study.halves import split_pass
 from moesim.study.instance import Instance
-from moesim.timeline import Span, Timeline
+from moesim.timeline import Timeline
 
-__all__ = ["Alternative", "TokenFlow", "WhatIf", "token_flows", "what_if"]
+__all__ = ["Alternative", "WhatIf", "what_if"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +54,12 @@ class WhatIf:
     layers: tuple[int, ...]
     wait_map_s: NDArray[np.float64]
     port_utilisation: NDArray[np.float64]
-    timeline: Timeline
+    result: FlowResult
 
-
-@dataclass(frozen=True, slots=True)
-class TokenFlow:
-    """One hop of a sampled token in a layer: from where and when its row left to where and when work on it began.
-
-    `stage` is ``dispatch`` (home rank to an expert's) or ``combine`` (back).
-    """
-
-    token: int
-    layer: int
-    stage: str
-    from_rank: int
-    from_s: float
-    to_rank: int
-    to_s: float
+    @property
+    def timeline(self) -> Timeline:
+        """Spans of all ranks."""
+        return self.result.timeline
 
 
 Seed = int | np.random.SeedSequence
@@ -97,9 +85,7 @@ def what_if(instance: Instance, step: Pass, seed: Seed = 0, options: FlowOptions
         _, found = _run(change, changed, same, how, grouped=grouped)
         others.append(_alternative(change.name, change.note, found, result.time_s))
     layers = tuple(range(len(instance.model.layers)))
-    return WhatIf(
-        base, tuple(others), layers, result.wait_map_s(layers), result.port_utilisation, result.timeline
-    )
+    return WhatIf(base, tuple(others), layers, result.wait_map_s(layers), result.port_utilisation, result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,31 +218,3 @@ def _on(instance: Instance, hardware: Hardware) -> Instance:
         CostModel.of(hardware, instance.cost.calibration, instance.cost.efficiency), instance.settings.comm_sms
     )
     return replace(instance, hardware=hardware, cost=cost)
-
-
-def token_flows(
-    timeline: Timeline, home_ranks: Sequence[int], layers: Sequence[int], ranks: Sequence[Sequence[Sequence[int]]]
-) -> tuple[TokenFlow, ...]:
-    """Arrows of sampled tokens for a trace: end of the home rank's dispatch to the start of experts, and back.
-
-    Args:
-        timeline: of a recorded simulation.
-        home_ranks: where each token starts.
-        layers: of the model, as `ranks` has them.
-        ranks: by token and layer, the ranks of its experts.
-    """
-    first: dict[tuple[int, int, str], Span] = {}
-    for span in timeline:
-        if span.cause is None and span.name in ("dispatch", "experts", "combine", "unpermute"):
-            first.setdefault((span.rank, span.layer, span.name), span)
-    flows: list[TokenFlow] = []
-    for token, home in enumerate(home_ranks):
-        for position, layer in enumerate(layers):
-            sent, back = first.get((home, layer, "dispatch")), first.get((home, layer, "unpermute"))
-            for rank in sorted(set(ranks[token][position])):
-                work, returned = first.get((rank, layer, "experts")), first.get((rank, layer, "combine"))
-                if sent is not None and work is not None:
-                    flows.append(TokenFlow(token, layer, "dispatch", home, sent.start_s, rank, work.start_s))
-                if returned is not None and back is not None:
-                    flows.append(TokenFlow(token, layer, "combine", rank, returned.start_s, home, back.start_s))
-    return tuple(flows)

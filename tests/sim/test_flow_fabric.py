@@ -26,7 +26,8 @@ from moesim.specs.routing import RouterFamily, RoutingSpec
 from moesim.specs.scenario import SystemKind, SystemSpec
 from moesim.study.halves import HalvedCounts, halved, split_pass
 from moesim.study.instance import Instance, build_instance
-from moesim.study.whatif import token_flows, what_if
+from moesim.study.tokens import token_flows
+from moesim.study.whatif import what_if
 from moesim.testing import decode, prefill, toy_cost, toy_hardware, toy_link, toy_moe_model
 from moesim.timeline import Cause
 

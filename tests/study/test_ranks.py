@@ -12,7 +12,8 @@ from moesim.sim.visits import Group, Visits
 from moesim.specs.catalog import load_hardware, load_model
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.instance import build_instance
-from moesim.study.ranks import N_ROWS, home_ranks, rank_detail
+from moesim.study.ranks import N_ROWS, rank_detail
+from moesim.study.tokens import home_ranks
 
 
 def _result(n_ranks: int) -> FlowResult:

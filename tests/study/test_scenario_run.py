@@ -91,8 +91,8 @@ def test_the_parts_of_the_gap_add_up(phase: str, overlap: bool) -> None:
     )  # fmt: skip
     work = WorkloadSpec(input_tokens=512, output_tokens=128)
     step = instance.decode_pass(256, 1024) if phase == "decode" else instance.prefill_passes(512, 0, 8192, 16)[0]
-    detail, timeline = phase_detail(instance, work, 256, step, Engine.FLOW, np.random.default_rng(0))
-    gap = detail.gap
+    found = phase_detail(instance, work, 256, step, Engine.FLOW, np.random.default_rng(0), by_rank=True)
+    detail, timeline, gap = found.detail, found.timeline, found.detail.gap
     assert gap is not None
     parts = gap.balanced_s + gap.imbalance_s + gap.contention_s + gap.overlap_s
     assert parts == pytest.approx(gap.simulated_s, rel=1e-12)
@@ -108,7 +108,7 @@ def test_a_dense_model_has_no_gap() -> None:
     instance = build_instance(load_model("llama-2-13b"), ParallelSpec(tp_size=8), load_hardware("hgx_h100"))
     work = WorkloadSpec(input_tokens=512, output_tokens=128)
     step = instance.decode_pass(64, 1024)
-    detail, _ = phase_detail(instance, work, 64, step, Engine.FLOW, np.random.default_rng(0))
+    detail = phase_detail(instance, work, 64, step, Engine.FLOW, np.random.default_rng(0)).detail
     assert detail.gap is not None
     assert detail.gap.simulated_s == pytest.approx(detail.gap.balanced_s, rel=1e-9)
 
