@@ -161,10 +161,18 @@ class FewRanks:
         # a collective or an end shares no port that way: no work
         outs = group.join.out_s.tolist() if isinstance(group.join, Exchange) else self._zeros
         for side, now, after, out in zip(self._sides[i], nows, besides, outs, strict=True):
-            side.has_work, side.n_past, side.now_s, side.beside_s, side.out_s = has_work, n_past, now, after, out
-            side.at_s = side.joined_s = NEVER
+            side.has_work = has_work
+            side.n_past = n_past
+            side.now_s = now
+            side.beside_s = after
+            side.out_s = out
             side.later_s = 0.0
-            if not side.is_in:
+            if side.is_in:
+                continue
+            # most often; in full in `enter`
+            if has_work:
+                side.at_s = (side.floor_s if side.floor_s > side.in_end_s else side.in_end_s) + side.latency_s
+            else:
                 side.enter()
 
     def open_gate(self, i: int, floor_s: float, in_ends_s: Floats, latency_s: Floats) -> None:
