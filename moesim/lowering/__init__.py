@@ -43,7 +43,7 @@ def expert_layout(
 ) -> ExpertLayout:
     """Where tokens start and experts live for a split.
 
-    High-throughput exchanges deduplicate copies, low-latency ones do not; by default prefill uses the former and decode the latter.
+    High-throughput exchanges deduplicate copies, low-latency ones do not; by default prefill uses the former, decode the latter.
     """
     return ExpertLayout(
         n_ranks=parallel.n_stage_ranks,
