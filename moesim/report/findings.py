@@ -44,9 +44,12 @@ def pareto_title(result: RunResult, best: set[tuple[int, int]]) -> str:
 def memory_title(result: RunResult) -> str:
     """Who does not fit, or how full the fullest device is."""
     out = [short_name(s.name, 30) for s in result.systems if s.memory.outcome != "ok"]
+    at = max((s.memory.at_concurrency for s in result.systems if s.memory.outcome != "ok"), default=0)
     if out:
         more = " and others" if len(out) > 2 else ""
-        return f"Memory: {' and '.join(out[:2])}{more} {'does' if len(out) == 1 else 'do'} not fit"
+        return (
+            f"Memory: {' and '.join(out[:2])}{more} {'does' if len(out) == 1 else 'do'} not fit with {at:,} in flight"
+        )
     fullest = max(result.systems, key=lambda s: s.memory.total_bytes / s.memory.capacity_bytes)
     used, there = fullest.memory.total_bytes / 1e9, fullest.memory.capacity_bytes / 1e9
     return f"Memory: all fit, the fullest with {number(used)} of {number(there)} GB"
