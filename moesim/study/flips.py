@@ -141,7 +141,9 @@ def _with_experts(system: System, axis: FlipAxis, value: int, rng: np.random.Gen
     model = _changed(old.model, field, value)
     spec = old.routed.spec if old.routed is not None else None
     parallel = old.parallel.model_copy(update={"redundant_experts": 0})
-    instance = build_instance(model, parallel, old.hardware, spec, cost=old.cost, overlap=old.overlap, rng=rng)
+    instance = build_instance(
+        model, parallel, old.hardware, spec, cost=old.cost, overlap=old.overlap, settings=old.settings, rng=rng
+    )
     return replace(system, instance=instance)
 
 

@@ -193,11 +193,20 @@ class Instance:
             for start in range(0, new_tokens, chunk)
         ]
 
+    def _fullest(self, batch: float, context: float) -> float:
+        """Sequences of so many alike groups as hold what the fullest attention-DP group has to."""
+        dp = self.parallel.dp_size
+        groups = self.settings.sequences(math.ceil(batch), dp)
+        if groups is None:
+            return float(batch)
+        contexts = self.settings.contexts(context, groups) or (context,) * dp
+        return max(n * c for n, c in zip(groups, contexts, strict=True)) / context * dp
+
     def memory(
         self, batch: float, context: float, max_pass_tokens: float, *, n_models: int = 1, explain: bool = True
     ) -> MemoryReport:
         """Projected memory of the fullest rank with `batch` sequences of `context` tokens, beside `n_models` - 1 others."""
-        serving = Serving(float(batch), float(context), float(max_pass_tokens), n_models)
+        serving = Serving(self._fullest(batch, context), float(context), float(max_pass_tokens), n_models)
         return check_memory(self.model, self.parallel, serving, self.hardware.device.memory_bytes, explain=explain)
 
 

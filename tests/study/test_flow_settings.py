@@ -188,6 +188,14 @@ def test_uneven_groups_wait_for_the_fullest() -> None:
     assert uneven.analytic(step).time_s > even.analytic(_decode(even)).time_s
 
 
+def test_the_fullest_group_must_fit() -> None:
+    even, uneven = _instance(), _instance(FlowSpec(dp_load=(1.0, 3.0)))
+    cache = [x.memory(N * 32, 4096, 2048).memory.kv_cache for x in (even, uneven)]
+    assert cache[1] == pytest.approx(1.5 * cache[0])
+    longer = _instance(FlowSpec(dp_context=(1.0, 3.0))).memory(N * 32, 4096, 2048)
+    assert longer.memory.kv_cache == pytest.approx(1.5 * cache[0])
+
+
 def test_pairs_of_ranks_may_be_told_apart() -> None:
     step = _decode(_instance())
     coarse = _time(_instance(), step)
