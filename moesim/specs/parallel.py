@@ -8,7 +8,7 @@ from moesim.errors import InputError, ParallelError
 from moesim.specs.base import Count, Frozen, Natural
 from moesim.specs.model import CompressedAttention, GqaAttention, MlaAttention, ModelSpec, MoeFfn
 
-__all__ = ["Overlap", "ParallelSpec"]
+__all__ = ["DpPrefill", "Overlap", "ParallelSpec"]
 
 
 class Overlap(StrEnum):
@@ -41,6 +41,19 @@ class Overlap(StrEnum):
 
     def __bool__(self) -> bool:
         return self is not Overlap.NONE
+
+
+class DpPrefill(StrEnum):
+    """When attention-DP ranks that share experts take prompts; they step together, so a prompt on one rank stalls all.
+
+    `lockstep`: each as they come, as vLLM and SGLang do. `balanced`: prompts wait, for 50 passes at most, until every rank has
+    some (TensorRT-LLM with attention_dp_config enable_balance and its default timeout_iters). `together`: always at the same
+    time; a bound that no engine reaches, and what is left where prompts are prefilled elsewhere.
+    """
+
+    LOCKSTEP = "lockstep"
+    BALANCED = "balanced"
+    TOGETHER = "together"
 
 
 class ParallelSpec(Frozen):

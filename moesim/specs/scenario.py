@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from moesim.specs.base import Count, Flag, Frozen, Natural, Number
 from moesim.specs.dtypes import Dtype
 from moesim.specs.flow import FlowSpec
-from moesim.specs.parallel import Overlap, ParallelSpec
+from moesim.specs.parallel import DpPrefill, Overlap, ParallelSpec
 from moesim.specs.routing import RoutingSpec
 from moesim.specs.workload import WorkloadSpec
 
@@ -68,7 +68,8 @@ class SystemSpec(Frozen):
     """One system on the scenario's hardware; instances of it fill the devices.
 
     An ensemble is `n_members` whole models of which a request router picks one per request, `member_skew` the zipf exponent of
-    their popularity. `weight_dtype` and `kv_dtype` override the model's own storage.
+    their popularity. `weight_dtype` and `kv_dtype` override the model's own storage. `dp_prefill` says when attention-DP ranks
+    take prompts; by default as the calibration's engine does: TensorRT-LLM balanced, others in lockstep.
     """
 
     name: str = Field(min_length=1, max_length=60)
@@ -81,6 +82,7 @@ class SystemSpec(Frozen):
     weight_dtype: Dtype | None = None
     kv_dtype: Dtype | None = None
     overlap: Annotated[Overlap, BeforeValidator(_overlap)] = Overlap.NONE
+    dp_prefill: DpPrefill | None = None
     flow: FlowSpec = FlowSpec()
 
     @model_validator(mode="after")

@@ -82,7 +82,8 @@ class ArrivalSpec(Frozen):
     """Arrivals of `n_requests` requests.
 
     `gamma` draws gaps with coefficient of variation `cv` (1 is Poisson, more is bursty); `diurnal` is Poisson with rate
-    rate (1 + amplitude sin(2 pi t / period)); `uniform` has equal gaps; `closed_loop` keeps `concurrency` requests in flight.
+    rate (1 + amplitude sin(2 pi t / period)); `uniform` has equal gaps; `closed_loop` keeps `concurrency` requests in flight,
+    the first of them caught in the middle of their outputs if `staggered`, as in a server that has run for long.
     """
 
     kind: ArrivalKind = ArrivalKind.POISSON
@@ -92,6 +93,7 @@ class ArrivalSpec(Frozen):
     amplitude: Fraction = 0.5
     period_s: Seconds = 86400.0
     concurrency: Count | None = None
+    staggered: Flag = False
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> Self:
@@ -100,6 +102,8 @@ class ArrivalSpec(Frozen):
             raise ValueError("concurrency: is needed by kind 'closed_loop', and only by it")
         if closed == (self.rate_per_s is not None):
             raise ValueError("rate_per_s: is needed by every kind but 'closed_loop'")
+        if self.staggered and not closed:
+            raise ValueError("staggered: is of kind 'closed_loop'")
         if self.period_s <= 0:
             raise ValueError("period_s: must be above zero")
         return self
@@ -152,9 +156,9 @@ class SchedulerSpec(Frozen):
     `kv_blocks` per attention-DP rank overrides what the memory model finds at `memory_frac` of the device. `cuda_graph_tokens`
     is the largest pass run as a CUDA graph and padded to a captured size: by default min(2 max_num_seqs, 512); 0 is eager.
     New requests are looked at every `poll_passes` passes of decodes (SGLang's scheduler_recv_interval); attention-DP ranks let
-    prompts wait for up to `balance_passes` until all have some (TensorRT-LLM's attention_dp_config with enable_balance). Prompts
-    wait for up to `fill_passes` until a pass holds `fill_frac` of its token budget (TensorRT-LLM's batch_wait_timeout_iters and
-    batch_wait_max_tokens_ratio).
+    prompts wait for up to `balance_passes` until all have some (TensorRT-LLM's attention_dp_config with enable_balance), by
+    default as the system's `dp_prefill` says. Prompts wait for up to `fill_passes` until a pass holds `fill_frac` of its token
+    budget (TensorRT-LLM's batch_wait_timeout_iters and batch_wait_max_tokens_ratio).
     """
 
     policy: PolicyKind = PolicyKind.VLLM
@@ -169,7 +173,7 @@ class SchedulerSpec(Frozen):
     asynchronous: Flag = True
     cuda_graph_tokens: Natural | None = None
     poll_passes: Count = 1
-    balance_passes: Natural = 0
+    balance_passes: Natural | None = None
     fill_passes: Natural = 0
     fill_frac: Fraction = 0.0
 

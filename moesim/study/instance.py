@@ -168,9 +168,18 @@ class Instance:
         launch_s = 0.0 if replayed or s.launch_s is None else s.launch_s
         return FlowOptions(s.granularity, s.slow_ranks, s.slow_links, launch_s, s.n_chunks or N_CHUNKS)
 
+    def padded(self, batch: float) -> float:
+        """Sequences that a pass of `batch` costs: attention-DP ranks that share experts run as many tokens as the fullest.
+
+        Source: vLLM pads to it for CUDA graphs (coordinate_batch_across_dp), TensorRT-LLM gives idle ranks dummy requests; the
+        serving simulation does the same.
+        """
+        dp = self.parallel.dp_size
+        return float(batch if dp == 1 or self.routed is None else math.ceil(batch / dp) * dp)
+
     def decode_pass(self, batch: float, context: float) -> Pass:
         """One output token for each of `batch` sequences; pipeline stages work on equal shares of the batch in turn."""
-        share = math.ceil(batch / self.parallel.pp_size)
+        share = self.padded(math.ceil(batch / self.parallel.pp_size))
         return self.dealt(Pass(Phase.DECODE, float(share), 1.0, float(max(0.0, context - 1.0))))
 
     def dealt(self, step: Pass) -> Pass:
@@ -183,7 +192,7 @@ class Instance:
 
     def prefill_passes(self, new_tokens: int, cached_tokens: int, max_pass_tokens: int, batch: int = 1) -> list[Pass]:
         """Chunks of at most `max_pass_tokens` per attention-DP rank for `batch` sequences side by side."""
-        whole = Pass(Phase.PREFILL, float(batch), float(new_tokens), float(cached_tokens))
+        whole = Pass(Phase.PREFILL, self.padded(batch), float(new_tokens), float(cached_tokens))
         if batch >= self.parallel.dp_size:  # fewer prompts are on some groups only, whatever the groups' loads
             whole = self.dealt(whole)
         per_rank = math.ceil(batch / self.parallel.dp_size) if whole.group_batch is None else max(whole.group_batch)

@@ -1,24 +1,25 @@
 """One system at one concurrency: latency, throughput, energy and dollars, from prefill and decode passes.
 
-Letters: C requests in flight on the hardware, b on one instance, I input and O output tokens. A closed form of continuous
-batching without queueing: while a request decodes its O tokens, each of the other b - 1 requests prefills once, so the mean gap
-between its tokens is t_decode(b) + (b - 1) t_prefill / O.
+A closed form of continuous batching without queueing for admission (`moesim.study.stepping.mean_round`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from moesim.analytic import StepEstimate
 from moesim.cost import Energy, pass_energy, usd_per_million_tokens
 from moesim.cost.served import stack_of
 from moesim.lowering import Pass
 from moesim.memory import MemoryReport, Outcome
+from moesim.ops import OpKind
 from moesim.specs.hardware import DeviceSpec, Hardware
 from moesim.specs.model import MoeFfn
+from moesim.specs.parallel import DpPrefill
 from moesim.specs.scenario import Engine
 from moesim.specs.workload import WorkloadSpec
 from moesim.study.calibrated import basis_of
@@ -27,9 +28,11 @@ from moesim.study.host import wait_s
 from moesim.study.instance import Instance, PassTime
 from moesim.study.passes import scatter, time_pass
 from moesim.study.results import Point
+from moesim.study.steady import PromptTimes
+from moesim.study.stepping import Stepping, mean_round, stepping_of
 from moesim.study.uncertainty import Basis, Spread, exposure_of, spreads_of
 
-__all__ = ["System", "measure_point", "memory_report", "prefill_rate", "with_intervals"]
+__all__ = ["System", "attention_in", "measure_point", "memory_report", "with_intervals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,15 @@ class System:
     n_instances: int
     n_members: int = 1
     member_popularity: tuple[float, ...] = (1.0,)
+    dp_prefill: DpPrefill | None = None
+
+    @property
+    def stepping(self) -> Stepping | None:
+        """How attention-DP ranks take prompts; None where no experts make them wait for each other."""
+        instance = self.instance
+        if instance.routed is None or instance.parallel.dp_size == 1 or self.n_members > 1:
+            return None
+        return stepping_of(self.dp_prefill, instance.cost.calibration)
 
     @property
     def members_per_slot(self) -> int:
@@ -89,14 +101,16 @@ def measure_point(
         return Point(concurrency=concurrency, outcome=memory[0], reason=memory[1])
     calibration = system.instance.cost.calibration
     decode = _decode_round(system, workload, concurrency, engine, rng)
-    prefill_s, prefill = prefill_rate(system.instance, workload, engine, rng)
-    alone_s, alone = _ttft(system.instance, workload, engine, rng)
-    ttft_s = alone_s + float(wait_s(stack_of(calibration), decode.time_s, float(workload.input_tokens)))
-    out = workload.output_tokens
-    tpot_s = decode.time_s + max(0.0, decode.requests - 1.0) * prefill_s / out
-    cycle_s = decode.time_s + decode.requests * prefill_s / out
-    rate = concurrency / cycle_s
-    energy = _energy_per_token(system, hardware, decode, prefill, prefill_s, workload, rate)
+    prompts, prefill, alone = _prompt_times(system.instance, workload, engine, rng)
+    attention_s = attention_in(decode.passing.estimate)
+    pp = system.instance.parallel.pp_size
+    found = mean_round(
+        decode.time_s, attention_s, decode.requests, float(workload.output_tokens), prompts, pp, system.stepping
+    )
+    client_s = wait_s(stack_of(calibration), found.waited_s, float(workload.input_tokens))
+    ttft_s, tpot_s = float(prompts.one_s + client_s + found.queue_s), float(found.tpot_s)
+    rate = concurrency / float(found.cycle_s)
+    energy = _energy_per_token(system, hardware, decode, prefill, float(found.prefill_s), workload, rate)
     passing, basis = decode.passing.estimate, basis_of(calibration)
     is_wide = system.instance.is_wide
     spreads = spreads_of(
@@ -203,25 +217,26 @@ def _slot_round(
     return _Decode(total_s * scale, max(1.0, concurrency * sum(shares)), n_active, passing, seeds)
 
 
-def prefill_rate(
+def _prompt_times(
     instance: Instance, workload: WorkloadSpec, engine: Engine, rng: np.random.Generator
-) -> tuple[float, PassTime]:
-    """Seconds of prefill that one request costs an instance when passes are full and stages busy, and the last pass."""
-    new = workload.input_tokens - workload.cached_prefix_tokens
-    per_rank = max(1, workload.max_pass_tokens // new)
-    n_together = per_rank * instance.parallel.dp_size
-    passes = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens, n_together)
-    total_s, last = time_of_chunks(passes, lambda step, first: time_pass(instance, step, engine, rng, is_begun=first))
-    return total_s / n_together / instance.parallel.pp_size, last
+) -> tuple[PromptTimes, PassTime, PassTime]:
+    """Seconds of prompts, with the last pass of those that fill passes, and of one with nothing else in its passes."""
+    cached, most = workload.cached_prefix_tokens, workload.max_pass_tokens
+    new, dp = workload.input_tokens - cached, instance.parallel.dp_size
+    per_rank = max(1, most // new)
+
+    def timed(passes: Sequence[Pass]) -> tuple[float, PassTime]:
+        return time_of_chunks(passes, lambda step, first: time_pass(instance, step, engine, rng, is_begun=first))
+
+    full_s, full = timed(instance.prefill_passes(new, cached, most, per_rank * dp))
+    passes = instance.prefill_passes(new, cached, most)
+    one_s, alone = timed(passes)
+    return PromptTimes(one_s, full_s, len(passes), per_rank, min(new, most), dp), full, alone
 
 
-def _ttft(
-    instance: Instance, workload: WorkloadSpec, engine: Engine, rng: np.random.Generator
-) -> tuple[float, PassTime]:
-    """Seconds of a prompt's passes with nothing else in them, and the last of them."""
-    new = workload.input_tokens - workload.cached_prefix_tokens
-    passes = instance.prefill_passes(new, workload.cached_prefix_tokens, workload.max_pass_tokens)
-    return time_of_chunks(passes, lambda step, first: time_pass(instance, step, engine, rng, is_begun=first))
+def attention_in(step: StepEstimate) -> float:
+    """Seconds of a pass in the kernels of decode attention."""
+    return sum(line.time_s for line in step.lines if line.kind is OpKind.ATTENTION_DECODE)
 
 
 def _energy_per_token(

@@ -140,7 +140,7 @@ def estimate_pass(
     step = (
         instance.decode_pass(batch, context)
         if phase is Phase.DECODE
-        else instance.dealt(Pass(phase, float(batch), float(context), float(cached)))
+        else instance.dealt(Pass(phase, instance.padded(batch), float(context), float(cached)))
     )
     n_pass_tokens = float(step.n_tokens) / parallel.dp_size
     memory = instance.memory(batch, longest, n_pass_tokens)

@@ -79,7 +79,7 @@ def build_system(
     )
     popularity = 1.0 / np.arange(1, spec.n_members + 1) ** spec.member_skew
     shares = tuple(float(p) for p in popularity / popularity.sum())
-    return System(spec.name, instance, n_devices // n_ranks, spec.n_members, shares)
+    return System(spec.name, instance, n_devices // n_ranks, spec.n_members, shares, spec.dp_prefill)
 
 
 def _check_kind(spec: SystemSpec, model: ModelSpec) -> None:

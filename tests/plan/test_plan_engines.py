@@ -5,14 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moesim.specs.catalog import load_model
+from moesim.specs.catalog import load_hardware, load_model
 from moesim.specs.dtypes import Dtype
 from moesim.specs.parallel import ParallelSpec
+from moesim.study.calibrated import calibration_for
 from moesim.study.plan import Bottleneck, Confirmation, PlanSpec, PoolPlan, plan
 from moesim.study.plan.confirm import confirm, ranking_sentence
-from moesim.study.plan.explain import explain
+from moesim.study.plan.explain import Deployment, explain
 from moesim.study.plan.files import write_plan
 from moesim.study.plan.flags import sglang_flags, vllm_flags
+from moesim.study.plan.ground import Ground
 from moesim.study.plan.search import best_of, search
 
 SPEC = PlanSpec(model="deepseek-v3", hardware=("h200_x4_nodes",), n_devices=32, input_tokens=4096, output_tokens=512)
@@ -111,10 +113,25 @@ def test_single_instances_are_ranked_in_simulation(confirmed):
     ],
 )
 def test_simulation_agrees_with_the_closed_form_about_single_instances(confirmed, dp_size):
-    # what differs is queueing, chunking and the scheduler; measured here: 1.15 on one GPU
+    # measured here: throughput 1.06 and 1.05, TPOT 0.91 and 0.92, TTFT 1.07 and 1.05
     (c,) = [c for c in confirmed if ("DP2" in c.split) == (dp_size == 2)]
-    assert 0.7 < c.throughput_ratio < 1.3
-    assert 0.7 < c.tpot_ratio < 1.4
+    assert 0.9 < c.throughput_ratio < 1.1
+    assert 0.85 < c.tpot_ratio < 1.15
+    assert 0.85 < c.ttft_ratio < 1.15
+
+
+@pytest.mark.parametrize(
+    ("split", "per_rank"), [({"pp_size": 8}, 16), ({"pp_size": 8}, 64), ({"tp_size": 2, "pp_size": 4}, 32)]
+)
+def test_long_passes_hold_up_all_lanes_of_a_pipeline(split, per_rank):
+    """A prompt goes through all stages before those behind it: measured 0.98, 0.91 and 0.96 of the closed form."""
+    spec = PlanSpec(model="mixtral-8x7b", hardware=("hgx_h100",), n_devices=8, input_tokens=1024, output_tokens=256,
+                    max_batch=64)  # fmt: skip
+    ground = Ground(
+        "hgx_h100", spec, load_model(spec.model), load_hardware("hgx_h100"), calibration_for(None, "h100_sxm")
+    )
+    (c,) = confirm(ground, [explain(ground, Deployment(ParallelSpec(**split), per_rank))])
+    assert 0.87 < c.throughput_ratio < 1.1
 
 
 def test_pipelines_are_simulated_and_agree_with_the_closed_form(small):

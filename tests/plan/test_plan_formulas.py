@@ -10,8 +10,8 @@ from moesim.study.plan.formulas import PrefillTimes, busy_limit, colocated, pool
 from moesim.study.plan.options import front
 
 
-def times(alone=0.1, together=0.1, share=0.1, dp=1, pp=1, chunks=1, per_pass=1, chunk=1024):
-    return PrefillTimes(alone, together, share, dp, pp, chunks, per_pass, chunk)
+def times(alone=0.1, share=0.1, dp=1, pp=1, chunks=1, per_pass=1, chunk=1024):
+    return PrefillTimes(alone, share, dp, pp, chunks, per_pass, chunk)
 
 
 def test_one_sequence_alone_waits_for_nobody():
@@ -24,17 +24,20 @@ def test_one_sequence_alone_waits_for_nobody():
 
 
 def test_tpot_by_hand_where_passes_are_full():
-    # 10 sequences, 10 outputs: one prompt per round, so each round prefills, and others do so 9 times in 10
+    # 10 sequences, 10 outputs: a prompt per pass, if none waited. A share r of passes has one, others' 9 in 10 of them, where
+    # those that decode and those that wait in an M/D/1 queue are 10 together: 10 r + r^2 / (2 (1 - r)) = 10
+    r = (20 - math.sqrt(20**2 - 4 * 9.5 * 10)) / 19
+    assert 10 * r + r**2 / (2 * (1 - r)) == pytest.approx(10)
     served = colocated(0.02, 0.02, 10.0, times(), 10)
-    assert served.tpot_s == pytest.approx(0.02 + 9 / 10 * 0.1)
-    assert served.requests_per_s == pytest.approx(10 / (10 * (0.02 + 0.1)))
+    assert served.tpot_s == pytest.approx(0.02 + 0.9 * r * 0.1, rel=1e-3)
+    assert served.requests_per_s == pytest.approx(r / (0.02 + r * 0.1), rel=1e-3)
 
 
 def test_ranks_in_step_wait_for_one_prefill():
     lone = colocated(0.02, 0.02, 1.0, times(), 100)
-    # 16 ranks with one sequence each: a prefill somewhere in 1 - exp(-0.16) of rounds, and all wait for it
+    # 16 ranks with one sequence each: a prefill somewhere in 1 - 0.99^16 of passes, and all wait for it
     ranks = colocated(0.02, 0.02, 1.0, times(share=0.1 / 16, dp=16), 100)
-    assert ranks.tpot_s == pytest.approx(0.02 + (1 - math.exp(-0.16 * 15 / 16)) * 0.1)
+    assert ranks.tpot_s == pytest.approx(0.02 + (1 - (1 - 0.01 * 15 / 16) ** 16) * 0.1, rel=2e-3)
     assert ranks.tpot_s > lone.tpot_s * 1.5
 
 
@@ -58,17 +61,15 @@ def test_the_fullest_of_ranks_by_sampling():
 
 
 def test_prefill_in_step_is_slower_than_one_prompt_and_no_slower_than_full():
-    prefill = times(alone=0.1, together=0.2, share=0.4 / 16, dp=8, per_pass=2)
+    prefill = times(alone=0.2, share=0.4 / 16, dp=8, per_pass=2)
     idle, busy = pool_ttft(1e-6, prefill), pool_ttft(0.95 / (0.4 / 16), prefill)
-    assert idle[1] == pytest.approx(0.1, rel=0.01)
+    assert idle[1] == pytest.approx(0.2, rel=0.01)
     assert idle[0] < 0.001
     assert 0.2 < busy[1] <= 0.4 * 1.01
 
 
 def test_busy_limit_meets_the_goal_and_no_more():
-    prefill = PrefillTimes(
-        np.array([0.1, 0.3]), np.array([0.1, 0.3]), np.array([0.1, 0.3]), np.array([1.0, 1.0]), 1, 1, 1, 1024
-    )
+    prefill = PrefillTimes(np.array([0.1, 0.3]), np.array([0.1, 0.3]), np.array([1.0, 1.0]), 1, 1, 1, 1024)
     limit = busy_limit(0.2, 0.0, 0.9, prefill)
     assert limit[1] == 0.0
     wait, passes = pool_ttft(limit[0] / 0.1, times())
@@ -77,11 +78,11 @@ def test_busy_limit_meets_the_goal_and_no_more():
     assert wait + passes > 0.2
 
 
-@given(st.floats(1e-3, 0.1), st.floats(0.0, 1.0), st.integers(1, 512), st.integers(1, 64), st.integers(1, 2000))
+@given(st.floats(1e-3, 0.1), st.floats(0.0, 1.0), st.integers(1, 512), st.integers(1, 64), st.integers(2, 2000))
 def test_more_sequences_never_speed_a_user_up(decode_s, attention, k, dp, output):
     prefill = times(share=0.1 / dp, dp=dp)
     a, b = (colocated(decode_s, attention * decode_s, float(n), prefill, output) for n in (k, k + 1))
-    assert b.tpot_s >= a.tpot_s * (1 - 1e-9)
+    assert b.tpot_s >= a.tpot_s * (1 - 1e-4)  # tables are interpolated
     assert a.ttft_s >= prefill.alone_s
     assert a.requests_per_s > 0
 

@@ -76,9 +76,12 @@ def synthetic_requests(
     when, lengths = rng.spawn(2)
     shared = shared_prefix_tokens // 16
     prefix = tuple(range(shared))
-    number = 0
+    number, n_early = 0, (arrivals.concurrency or 0) if arrivals.staggered else 0
+    early = rng.spawn(1)[0].random(n_early)
     for times in arrival_times(arrivals, when):
         inputs, outputs = (draw_lengths(spec, len(times), lengths) for spec in (input_spec, output_spec))
+        here = min(len(outputs), max(0, n_early - number))
+        outputs[:here] = np.maximum(1, np.ceil(outputs[:here] * early[number : number + here]))
         for at, n_in, n_out in zip(times.tolist(), inputs.tolist(), outputs.tolist(), strict=True):
             yield Request(str(number), at, n_in, n_out, prefix[: n_in // 16], 16)
             number += 1

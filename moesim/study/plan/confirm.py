@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.specs.scenario import SystemKind
 from moesim.specs.serving import ServeScenarioSpec
 from moesim.study.plan.ground import Ground
 from moesim.study.plan.results import Confirmation, PlanPoint, PoolPlan
+from moesim.study.stepping import backend_of
 from moesim.units import plural
 
 __all__ = ["confirm", "ranking_sentence"]
@@ -118,6 +120,8 @@ def _simulate(ground: Ground, scenario: ServeScenarioSpec) -> _Ran:
     recorder, _ = simulate_requests(deployment, scenario.seed)
     keep = kept_rows(recorder, scenario.serving.warmup_requests)
     arrivals = scenario.serving.arrivals
+    if arrivals is not None and arrivals.concurrency is not None:
+        keep = keep & _before_run_down(np.asarray(recorder.times["arrival_s"]), arrivals.concurrency)
     if not keep.any() or arrivals is None:
         return _Ran()
     times = {name: np.asarray(values)[keep] for name, values in recorder.times.items()}
@@ -133,6 +137,13 @@ def _simulate(ground: Ground, scenario: ServeScenarioSpec) -> _Ran:
         float(times["ttft_s"].mean()), float(np.nanmean(times["tpot_s"])), tokens_per_s / deployment.n_devices,
         float(good_requests(times, Goals(slo.ttft_s, slo.tpot_s, slo.e2e_s)).mean()), is_stable,
     )  # fmt: skip
+
+
+def _before_run_down(arrival_s: NDArray[np.float64], n_last: int) -> NDArray[np.bool_]:
+    """All but the last requests, which nobody replaces: they see ever fewer beside them."""
+    keep = np.ones(len(arrival_s), dtype=bool)
+    keep[np.argsort(arrival_s, kind="stable")[len(arrival_s) - min(n_last, len(arrival_s) // 2) :]] = False
+    return keep
 
 
 def _empty(point: PlanPoint, rank: int, note: str) -> Confirmation:
@@ -161,8 +172,8 @@ def _load(ground: Ground, point: PlanPoint) -> _Load:
     if len(pools) > 1:
         # requests that are still prefilled or on their way are in flight too
         in_flight += max(1, round(point.requests_per_s * pools[-1] / point.main.n_instances * point.ttft_s))
-    n = min(MOST_REQUESTS, max(LEAST_REQUESTS, 4 * in_flight))
-    arrivals = {"kind": "closed_loop", "n_requests": n, "concurrency": in_flight}
+    n = max(min(MOST_REQUESTS, max(LEAST_REQUESTS, 4 * in_flight)), min(3 * MOST_REQUESTS, 3 * in_flight))
+    arrivals = {"kind": "closed_loop", "n_requests": n, "concurrency": in_flight, "staggered": True}
     return _Load(arrivals, in_flight, n, f"closed loop, {in_flight} in flight on {plural(n_devices, 'device')}")
 
 
@@ -174,10 +185,11 @@ def _scenario(ground: Ground, point: PlanPoint, load: _Load) -> ServeScenarioSpe
     longest = min(longest, ground.model.max_position_embeddings or longest)
     serving: dict[str, Any] = {
         "arrivals": load.arrivals, "input": _lengths(spec.input_tokens), "output": _lengths(spec.output_tokens),
-        "scheduler": {"max_num_seqs": main.per_rank, "max_num_batched_tokens": max(spec.max_pass_tokens, main.per_rank),
-                      "memory_frac": 1.0, "prefix_caching": False, "max_model_len": longest},
+        "scheduler": {"policy": backend_of(ground.calibration) or "vllm", "max_num_seqs": main.per_rank,
+                      "max_num_batched_tokens": max(spec.max_pass_tokens, main.per_rank), "memory_frac": 1.0,
+                      "prefix_caching": False, "max_model_len": longest},
         "slo": {"ttft_s": spec.ttft_s, "tpot_s": spec.tpot_s}, "replicas": pools[-1] if len(pools) == 1 else 1,
-        "warmup_requests": load.n_requests // 2 if spec.rate_per_s is None else load.n_requests // 4,
+        "warmup_requests": _warm_up(load) if spec.rate_per_s is None else load.n_requests // 4,
     }  # fmt: skip
     if len(pools) > 1:
         serving["disaggregation"] = {
@@ -187,13 +199,18 @@ def _scenario(ground: Ground, point: PlanPoint, load: _Load) -> ServeScenarioSpe
     kind = SystemKind.MOE if ground.model.is_moe else SystemKind.DENSE
     system = {
         "name": "plan", "kind": kind, "model": spec.model, "parallel": main.parallel, "routing": spec.routing,
-        "weight_dtype": spec.weight_dtype, "kv_dtype": spec.kv_dtype,
+        "weight_dtype": spec.weight_dtype, "kv_dtype": spec.kv_dtype, "dp_prefill": spec.dp_prefill,
     }  # fmt: skip
     n_devices = sum(pool.parallel.n_ranks * k for pool, k in zip(point.pools, pools, strict=True))
     return ServeScenarioSpec.model_validate({
         "title": "plan", "hardware": ground.name, "n_devices": n_devices, "calibration": spec.calibration,
         "system": system, "serving": serving, "seed": spec.seed,
     })  # fmt: skip
+
+
+def _warm_up(load: _Load) -> int:
+    """Requests of a closed loop that are left out at its start: those caught in the middle, and half of the rest but the last."""
+    return min(load.n_requests // 2, max(load.in_flight, (load.n_requests - load.in_flight) // 2))
 
 
 def _unit(pool: PoolPlan, point: PlanPoint) -> int:

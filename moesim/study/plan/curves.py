@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 class Curve:
     """A stage split's times by sequences per rank; `*_send_s` are what each further pipeline stage adds.
 
-    `prefill_s` is of one prompt alone, of one on every rank, and of as many as fill the passes of all ranks.
+    `prefill_s` is of one prompt (on every rank of several), and of as many as fill the passes of all ranks.
     """
 
     stage: ParallelSpec
@@ -41,8 +41,8 @@ class Curve:
     decode_s: Floats
     decode_send_s: Floats
     attention_s: Floats
-    prefill_s: tuple[float, float, float]
-    prefill_send_s: tuple[float, float, float]
+    prefill_s: tuple[float, float]
+    prefill_send_s: tuple[float, float]
     n_chunks: int
     n_per_pass: int
     chunk_tokens: int
@@ -54,14 +54,11 @@ class Curve:
     def prefill(self, pp_size: int) -> PrefillTimes:
         """Seconds of prefill through all stages."""
         host_s = FITTED_OVERHEADS.host_s * self.n_chunks if pp_size > 1 else 0.0
-        alone, together = (
-            t + send * (pp_size - 1) + host_s
-            for t, send in zip(self.prefill_s[:2], self.prefill_send_s[:2], strict=True)
-        )
-        full = turn_s(self.prefill_s[2], self.prefill_send_s[2] * (pp_size - 1), self.n_layers, pp_size, self.n_chunks)
+        alone = self.prefill_s[0] + self.prefill_send_s[0] * (pp_size - 1) + host_s
+        full = turn_s(self.prefill_s[1], self.prefill_send_s[1] * (pp_size - 1), self.n_layers, pp_size, self.n_chunks)
         share = float(full) / (self.n_per_pass * self.stage.dp_size * pp_size)
         return PrefillTimes(
-            alone, together, share, self.stage.dp_size, pp_size, self.n_chunks, self.n_per_pass, self.chunk_tokens
+            alone, share, self.stage.dp_size, pp_size, self.n_chunks, self.n_per_pass, self.chunk_tokens
         )
 
 
@@ -100,12 +97,11 @@ def batch_grid(most: int) -> Floats:
     return np.asarray(sorted(values))
 
 
-def prefill_steps(instance: Instance, spec: PlanSpec) -> tuple[tuple[list[Pass], list[Pass], list[Pass]], int, int]:
-    """Passes of one prompt, of one on every rank, of as many as fill them; chunks of a prompt; prompts per pass and rank."""
+def prefill_steps(instance: Instance, spec: PlanSpec) -> tuple[tuple[list[Pass], list[Pass]], int, int]:
+    """Passes of one prompt on every rank, of as many as fill them; chunks of a prompt; prompts per pass and rank."""
     dp, per_pass = instance.parallel.dp_size, max(1, spec.max_pass_tokens // spec.input_tokens)
-    numbers = (1, dp, per_pass * dp)
-    steps = tuple(instance.prefill_passes(spec.input_tokens, 0, spec.max_pass_tokens, n) for n in numbers)
-    return (steps[0], steps[1], steps[2]), len(steps[0]), per_pass
+    one, full = (instance.prefill_passes(spec.input_tokens, 0, spec.max_pass_tokens, n) for n in (dp, per_pass * dp))
+    return (one, full), len(one), per_pass
 
 
 def measure_curve(instance: Instance, spec: PlanSpec, most_per_rank: int) -> Curve:
@@ -142,9 +138,9 @@ def prompts_begun(stage: ParallelSpec, step: Pass) -> float:
     return max(1.0, float(step.batch) / stage.dp_size) if float(step.cached_tokens) == 0.0 else 0.0
 
 
-def _sums(values: Floats, groups: tuple[list[Pass], list[Pass], list[Pass]]) -> tuple[float, float, float]:
-    a, b = len(groups[0]), len(groups[0]) + len(groups[1])
-    return float(values[:a].sum()), float(values[a:b].sum()), float(values[b:].sum())
+def _sums(values: Floats, groups: tuple[list[Pass], list[Pass]]) -> tuple[float, float]:
+    n = len(groups[0])
+    return float(values[:n].sum()), float(values[n:].sum())
 
 
 def _times(instance: Instance, step: Pass, n: int) -> tuple[Floats, Floats, Floats]:

@@ -9,18 +9,20 @@ from typing import Literal
 
 from moesim.analytic import StepEstimate
 from moesim.cost import usd_per_million_tokens
+from moesim.cost.served import stack_of
 from moesim.lowering import Pass
 from moesim.ops import OpKind
 from moesim.specs.base import weakest
 from moesim.specs.parallel import ParallelSpec
 from moesim.study.calibrated import basis_of
-from moesim.study.host import n_kernels
+from moesim.study.host import n_kernels, wait_s
 from moesim.study.plan.curves import prefill_steps, prompts_begun, turn_s
 from moesim.study.plan.flags import sglang_flags, vllm_flags
 from moesim.study.plan.formulas import PrefillTimes, colocated, pool_ttft
 from moesim.study.plan.ground import Ground
 from moesim.study.plan.results import Bottleneck, PlanPoint, PoolPlan
 from moesim.study.plan.splits import memory_of
+from moesim.study.points import attention_in
 from moesim.study.serve_host import FITTED_OVERHEADS, overheads_of, prompt_pass_s
 from moesim.study.uncertainty import Exposure, current_bands, exposure_of, spread_of
 
@@ -71,7 +73,10 @@ def explain(ground: Ground, d: Deployment) -> PlanPoint:
     prefill = _prefill(ground, d.prefill or d.parallel)
     transfer_s = 0.0
     if d.prefill is None:
-        served = colocated(pass_s, _attention(step), float(d.per_rank), prefill.times, spec.output_tokens)
+        served = colocated(
+            pass_s, attention_in(step), float(d.per_rank), prefill.times, spec.output_tokens, ground.stepping,
+            stack_of(ground.calibration),
+        )  # fmt: skip
         tpot, ttft, queue = float(served.tpot_s), float(served.ttft_s), float(served.queue_s)
         rate = float(served.requests_per_s) * d.n_main
         round_s = d.batch / (float(served.requests_per_s) * spec.output_tokens)
@@ -83,7 +88,8 @@ def explain(ground: Ground, d: Deployment) -> PlanPoint:
         busy = rate * prefill.times.share_s / d.n_prefill
         transfer_s = ground.transfer_s or 0.0
         wait, passes = pool_ttft(rate / d.n_prefill, prefill.times)
-        tpot, queue, ttft, parts = pass_s, float(wait), float(wait + passes) + transfer_s, [(step, 1.0)]
+        client = float(wait_s(stack_of(ground.calibration), pass_s, float(spec.input_tokens)))
+        tpot, queue, ttft, parts = pass_s, float(wait), float(wait + passes) + transfer_s + client, [(step, 1.0)]
         n = prefill.times.n_per_pass * d.prefill.dp_size * d.prefill.pp_size
         full = [(e, 1.0) for e in prefill.full]
         pools = [
@@ -123,7 +129,7 @@ def _prefill(ground: Ground, parallel: ParallelSpec) -> _Prefill:
     instance = ground.instance(parallel)
     groups, n_chunks, per_pass = prefill_steps(instance, ground.spec)
     known: dict[Pass, StepEstimate] = {}
-    alone, _, full = (
+    alone, full = (
         [known.setdefault(step, known.get(step) or instance.analytic(step).estimate) for step in steps]
         for steps in groups
     )
@@ -136,22 +142,18 @@ def _prefill(ground: Ground, parallel: ParallelSpec) -> _Prefill:
         for steps in groups
     ]
     n_layers, sends_s = len(ground.model.layers), sum(_sends(e) for e in full)
-    turn = float(turn_s(seconds[2] - sends_s, sends_s, n_layers, parallel.pp_size, n_chunks))
+    turn = float(turn_s(seconds[1] - sends_s, sends_s, n_layers, parallel.pp_size, n_chunks))
     share = turn / (per_pass * parallel.dp_size * parallel.pp_size)
     if parallel.pp_size > 1:
         seconds = [s + FITTED_OVERHEADS.host_s * n_chunks for s in seconds]
     chunk = min(ground.spec.input_tokens, ground.spec.max_pass_tokens)
-    times = PrefillTimes(seconds[0], seconds[1], share, parallel.dp_size, parallel.pp_size, n_chunks, per_pass, chunk)
+    times = PrefillTimes(seconds[0], share, parallel.dp_size, parallel.pp_size, n_chunks, per_pass, chunk)
     return _Prefill(alone[-1], times, full)
 
 
 def _sends(step: StepEstimate) -> float:
     """Seconds of sends between pipeline stages."""
     return sum(line.time_s for line in step.lines if line.kind is OpKind.SEND)
-
-
-def _attention(step: StepEstimate) -> float:
-    return sum(line.time_s for line in step.lines if line.kind is OpKind.ATTENTION_DECODE)
 
 
 def _pool(

@@ -17,6 +17,7 @@ from moesim.specs.parallel import ParallelSpec
 from moesim.study.instance import Instance, build_instance
 from moesim.study.plan.spec import PlanSpec
 from moesim.study.plan.splits import Split
+from moesim.study.stepping import Stepping, stepping_of
 
 __all__ = ["Ground", "devices_of", "transfer_seconds"]
 
@@ -35,6 +36,11 @@ class Ground:
     calibration: CalibratedOps | None
     splits: Sequence[Split] = ()
     transfer_s: float | None = None
+
+    @property
+    def stepping(self) -> Stepping:
+        """How attention-DP ranks take prompts."""
+        return stepping_of(self.spec.dp_prefill, self.calibration)
 
     def instance(self, parallel: ParallelSpec) -> Instance:
         """The model on a split of this hardware."""

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.cost.stack import StackParams
 from moesim.specs.parallel import ParallelSpec
+from moesim.study.host import wait_s
 from moesim.study.plan.curves import Curve
 from moesim.study.plan.formulas import PrefillTimes, busy_limit, colocated, pool_ttft
 from moesim.study.plan.spec import PlanSpec
 from moesim.study.plan.splits import Split
+from moesim.study.stepping import Stepping
 
 __all__ = ["Options", "concatenate", "disaggregated", "front", "in_place"]
 
@@ -62,7 +65,13 @@ class Options:
         return (self.tpot_s <= (spec.tpot_s or np.inf)) & (self.ttft_s <= (spec.ttft_s or np.inf))
 
 
-def in_place(splits: Sequence[Split], curves: Mapping[ParallelSpec, Curve], spec: PlanSpec) -> Options:
+def in_place(
+    splits: Sequence[Split],
+    curves: Mapping[ParallelSpec, Curve],
+    spec: PlanSpec,
+    stepping: Stepping,
+    stack: StackParams | None = None,
+) -> Options:
     """Instances that prefill and decode, at every batch from one sequence per rank to what memory holds."""
     parts = []
     for i, split in enumerate(splits):
@@ -70,7 +79,9 @@ def in_place(splits: Sequence[Split], curves: Mapping[ParallelSpec, Curve], spec
         k = np.arange(1, split.max_per_rank + 1)
         decode_s = np.interp(k, curve.per_rank, curve.decode(pp))
         attention_s = np.interp(k, curve.per_rank, curve.attention_s)
-        served = colocated(decode_s, attention_s, k.astype(float), curve.prefill(pp), spec.output_tokens)
+        served = colocated(
+            decode_s, attention_s, k.astype(float), curve.prefill(pp), spec.output_tokens, stepping, stack
+        )
         one, n = np.ones(len(k), dtype=np.int64), split.parallel.n_ranks
         parts.append(
             Options(one * i, k, one, one * NONE, one * 0, one * n, served.tpot_s, served.ttft_s, served.requests_per_s)
@@ -79,8 +90,9 @@ def in_place(splits: Sequence[Split], curves: Mapping[ParallelSpec, Curve], spec
 
 
 def disaggregated(
-    splits: Sequence[Split], curves: Mapping[ParallelSpec, Curve], spec: PlanSpec, n_devices: int, transfer_s: float
-) -> Options:
+    splits: Sequence[Split], curves: Mapping[ParallelSpec, Curve], spec: PlanSpec, n_devices: int, transfer_s: float,
+    stack: StackParams | None = None,
+) -> Options:  # fmt: skip
     """Pools whose rates match: for each decode pool the fewest prefill instances that keep up and meet the TTFT goal.
 
     Assumes: decode instances run at their full batch; a prompt's cache travels before its first token counts.
@@ -100,9 +112,10 @@ def disaggregated(
         if not len(d):
             break
         rates, n_pre = rate[d, 0], n_prefill[d, p]
-        wait_s, passes_s = pool_ttft(rates / n_pre, prefill.pick(p).times)
+        queue_s, passes_s = pool_ttft(rates / n_pre, prefill.pick(p).times)
+        client_s = wait_s(stack, decode.tpot_s[d], float(spec.input_tokens))
         parts.append(Options(decode.split[d], decode.per_rank[d], np.full(len(d), n_main), prefill.split[p], n_pre,
-                             total[d, p], decode.tpot_s[d], wait_s + passes_s + transfer_s, rates))  # fmt: skip
+                             total[d, p], decode.tpot_s[d], queue_s + passes_s + transfer_s + client_s, rates))  # fmt: skip
     return concatenate(parts)
 
 
@@ -141,7 +154,6 @@ class _Prefillers:
         t = self.times
         times = PrefillTimes(
             t.alone_s[which],
-            t.round_s[which],
             t.share_s[which],
             t.dp_size[which],
             t.pp_size[which],
@@ -176,11 +188,11 @@ def _prefillers(splits: Sequence[Split], curves: Mapping[ParallelSpec, Curve]) -
     """Prefill instances; of equal ranks only those that none beats in latency and rate."""
     n_ranks = np.asarray([s.parallel.n_ranks for s in splits], dtype=np.int64)
     each = [curves[s.stage].prefill(s.parallel.pp_size) for s in splits]
-    alone, together, share, dp, pp = (
+    alone, share, dp, pp = (
         np.asarray([getattr(t, name) for t in each], dtype=float)
-        for name in ("alone_s", "round_s", "share_s", "dp_size", "pp_size")
+        for name in ("alone_s", "share_s", "dp_size", "pp_size")
     )
-    times = PrefillTimes(alone, together, share, dp, pp, each[0].n_chunks, each[0].n_per_pass, each[0].chunk_tokens)
+    times = PrefillTimes(alone, share, dp, pp, each[0].n_chunks, each[0].n_per_pass, each[0].chunk_tokens)
     everyone = _Prefillers(np.arange(len(splits)), n_ranks, times)
     return everyone.pick(_unbeaten(n_ranks, 1.0 / alone, 1.0 / share))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.cost.served import stack_of
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.scenario import SystemKind, SystemSpec
 from moesim.study.calibrated import calibration_for
@@ -70,9 +71,9 @@ def search(
     curves = _curves(ground, splits, progress)
     options = Options.none()
     if splits:
-        options = in_place(splits, curves, spec)
+        options = in_place(splits, curves, spec, ground.stepping, stack_of(calibration))
         if spec.disaggregated and ground.transfer_s is not None and hardware.n_devices > 1 and spec.output_tokens > 1:
-            pools = disaggregated(splits, curves, spec, hardware.n_devices, ground.transfer_s)
+            pools = disaggregated(splits, curves, spec, hardware.n_devices, ground.transfer_s, stack_of(calibration))
             options = concatenate([options, pools])
     return Found(ground, options, tuple(too_large), curves)
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from moesim.specs.base import Count, Flag, Fraction, Frozen, Natural, Number
 from moesim.specs.dtypes import Dtype
+from moesim.specs.parallel import DpPrefill
 from moesim.specs.routing import RoutingSpec
 from moesim.specs.workload import WorkloadSpec
 
@@ -17,7 +18,7 @@ class PlanSpec(Frozen):
 
     `n_devices` is the most that may be used; `max_batch` and `max_pass_tokens` are per attention-DP rank, as engines count.
     `headroom_frac` of the capacity is kept free where a plan is sized for `rate_per_s` and in prefill pools: Poisson arrivals
-    queue without end at full load (assumption: 10%).
+    queue without end at full load (assumption: 10%). `dp_prefill` as in a scenario's systems.
     """
 
     model: str
@@ -36,6 +37,7 @@ class PlanSpec(Frozen):
     weight_dtype: Dtype | None = None
     kv_dtype: Dtype | None = None
     calibration: str | None = None
+    dp_prefill: DpPrefill | None = None
     n_confirm: Natural = 3
     seed: Natural = 0
 

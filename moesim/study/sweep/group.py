@@ -1,12 +1,8 @@
-"""All cases that share hardware, split and skeleton, answered together in closed form.
-
-The formulas are those of `moesim.study.points` (continuous batching without queueing), over arrays of cases. Letters: C requests
-in flight on the hardware, b on one instance, I input and O output tokens.
-"""
+"""All cases that share hardware, split and skeleton, answered together in closed form: shapes, memory and routers."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,25 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.cost import CostModel
-from moesim.cost.energy import IDLE_FRAC
-from moesim.cost.served import stack_of
 from moesim.errors import InputError
 from moesim.lowering import Routed
 from moesim.memory import Outcome
-from moesim.ops import Phase
 from moesim.specs.model import ModelSpec
 from moesim.specs.routing import RoutingSpec
 from moesim.specs.sweep import ConstraintKind, SolvedBy
-from moesim.study.calibrated import basis_of
-from moesim.study.host import wait_s
 from moesim.study.links import scaled_cost
 from moesim.study.sweep.constraints import solve_experts, split_experts
 from moesim.study.sweep.laws import LAWS
-from moesim.study.sweep.parts import NUMBERS, WITH_ENDS, GroupCases, Rules, model_key, routed_of
+from moesim.study.sweep.parts import NUMBERS, GroupCases, Rules, model_key, routed_of
+from moesim.study.sweep.pass_times import PassTimes
 from moesim.study.sweep.passes import Passes, is_even
-from moesim.study.sweep.pricing import Lowered, PassTimes, exposure_in, hosted, priced
+from moesim.study.sweep.pricing import priced
+from moesim.study.sweep.row_times import Ask, RowTimes
 from moesim.study.sweep.shapes import Experts, changed_model, check_splits, memory_of, n_params_of, structural_check
-from moesim.study.uncertainty import Basis, Exposure, spreads_of
 
 __all__ = ["CONSTRAINT", "answer", "answer_all"]
 
@@ -40,8 +32,6 @@ Floats = NDArray[np.float64]
 Columns = dict[str, Any]
 CONSTRAINT = "constraint not met"
 BAD_SHAPE = "invalid shape"
-
-Ask = tuple[list[Lowered], "NDArray[np.intp] | None"]
 
 
 def answer(cases: GroupCases, rules: Rules) -> Columns:
@@ -109,7 +99,7 @@ class _Group:
                 parts.hardware.scale_up_domain_size, bool(cases.spec.overlap), cases.spec.routing, routed, self.programs,
             )  # fmt: skip
             given = experts.take(part) if routed is None else replace(experts.take(part), n_routed=None, top_k=None)
-            yield from self.times(passes, given, part, n_instances)
+            yield from RowTimes(cases, self.numbers, self.out, part, n_instances).answer(passes, given)
 
     def refuse(self, outcome: str, reasons: Sequence[str | None]) -> None:
         """Note what is wrong with cases that nothing was wrong with so far."""
@@ -232,111 +222,3 @@ class _Group:
         used = self.parts.hardware.with_n_devices(self.parts.parallel.n_ranks)
         variant = self.cases.variant
         return scaled_cost(CostModel.of(used, self.parts.calibration), variant.up_scale, variant.nic_scale)
-
-    def times(
-        self, passes: Passes, experts: Experts, rows: NDArray[np.intp], n_instances: int
-    ) -> Generator[list[Ask], list[PassTimes], None]:
-        """Latency, rate, dollars and energy of feasible rows."""
-        n = {name: values[rows] for name, values in self.numbers.items()}
-        pp = float(self.parts.parallel.pp_size)
-        context, out_tokens = n["input_tokens"] + 0.5 * n["output_tokens"], n["output_tokens"]
-        own = np.maximum(1.0, n["concurrency"] / n_instances)
-        cached = np.maximum(0.0, context - 1.0)
-        chunks = self.chunks(n)
-        row, sequences, q, p = (np.concatenate([c[i] for c in chunks]) for i in range(4))
-        decode, prefill = yield [
-            passes.ask(Phase.DECODE, experts, np.ceil(own / pp), np.ones(len(rows)), cached),
-            passes.ask(Phase.PREFILL, experts.take(row), sequences, q, p),
-        ]
-        stack = stack_of(self.parts.calibration)
-        begun = (p == n["cached_prefix_tokens"][row]) * np.maximum(1.0, sequences / float(self.parts.parallel.dp_size))
-        decode, prefill = hosted(decode, stack, Phase.DECODE), hosted(prefill, stack, Phase.PREFILL, begun)
-        prefill_s, last, ttft_s, alone = self.prefill(prefill, row, len(chunks[0][0]), n)
-        ttft_s = ttft_s + wait_s(stack, decode.time_s, n["input_tokens"])
-        in_flight = np.maximum(1.0, n["concurrency"] / n_instances)
-        tpot_s = decode.time_s + np.maximum(0.0, in_flight - 1.0) * prefill_s / out_tokens
-        rate = n["concurrency"] / (decode.time_s + in_flight * prefill_s / out_tokens)
-        self.put(rows, decode, prefill_s, last, ttft_s, tpot_s, rate, in_flight, out_tokens)
-        is_wide = self.parts.parallel.n_ranks > self.parts.hardware.scale_up_domain_size
-        self.put_intervals(rows, exposure_in(decode, is_wide=is_wide), exposure_in(alone, is_wide=is_wide))
-
-    def chunks(self, n: Mapping[str, Floats]) -> list[tuple[Any, Floats, Floats, Floats]]:
-        """Prefill passes of every case: those of full passes, then those of one request alone."""
-        new, prefix, most = (
-            n["input_tokens"] - n["cached_prefix_tokens"],
-            n["cached_prefix_tokens"],
-            n["max_pass_tokens"],
-        )
-        per_rank = np.maximum(1.0, np.floor(most / new))
-        full = np.maximum(1.0, np.minimum(new, np.floor(most / per_rank)))
-        alone = np.maximum(1.0, np.minimum(new, most))
-        together = per_rank * float(self.parts.parallel.dp_size)
-        return [_chunks(new, full, prefix, together), _chunks(new, alone, prefix, np.ones(len(new)))]
-
-    def prefill(
-        self, timed: PassTimes, row: NDArray[np.intp], n_full: int, n: Mapping[str, Floats]
-    ) -> tuple[Floats, PassTimes, Floats, PassTimes]:
-        """Seconds of prefill that a request costs when passes are full and their last pass; the same of a prompt alone."""
-        new, n_rows = n["input_tokens"] - n["cached_prefix_tokens"], len(n["input_tokens"])
-        together = np.maximum(1.0, np.floor(n["max_pass_tokens"] / new)) * float(self.parts.parallel.dp_size)
-        total = np.bincount(row[:n_full], timed.time_s[:n_full], n_rows)
-        ttft: Floats = np.asarray(np.bincount(row[n_full:], timed.time_s[n_full:], n_rows), dtype=float)
-        last = np.zeros(n_rows, dtype=np.intp)
-        alone = last.copy()
-        last[row[:n_full]] = np.arange(n_full)
-        alone[row[n_full:]] = np.arange(n_full, len(row))
-        return total / together / self.parts.parallel.pp_size, timed.take(last), ttft, timed.take(alone)
-
-    def put(
-        self, rows: NDArray[np.intp], decode: PassTimes, prefill_s: Floats, last: PassTimes, ttft_s: Floats, tpot_s: Floats,
-        rate: Floats, in_flight: Floats, out_tokens: Floats,
-    ) -> None:  # fmt: skip
-        """Fill the columns of some rows."""
-        out, hardware = self.out, self.parts.hardware
-        values = {
-            "ttft_s": ttft_s, "tpot_s": tpot_s, "decode_step_s": decode.time_s, "output_tokens_per_s": rate,
-            "output_tokens_per_s_per_device": rate / hardware.n_devices, "output_tokens_per_s_per_user": 1.0 / tpot_s,
-            "exposed_comm_frac": decode.comm_s / decode.time_s, "rank_imbalance_ratio": decode.imbalance,
-        }  # fmt: skip
-        price = self.cases.variant.price_usd_per_device_h
-        price = hardware.price_usd_per_device_h if price is None else price
-        if price is not None:
-            values["usd_per_million_output_tokens"] = hardware.n_devices * price / 3600.0 / rate * 1e6
-        energy = self.energy(decode, prefill_s, last, rate, in_flight, out_tokens)
-        if energy is not None:
-            values["energy_j_per_output_token"] = energy
-        for name, column in values.items():
-            out[name][rows] = column
-        out["origin"][rows] = decode.origin.value
-
-    def put_intervals(self, rows: NDArray[np.intp], decode: Exposure, alone: Exposure) -> None:
-        """Ends of the 90% intervals; nan where only assumptions stand behind a case."""
-        basis, out = basis_of(self.parts.calibration), self.out
-        spreads = spreads_of(basis, decode, alone, is_moe=self.parts.model.is_moe)
-        for name in WITH_ENDS:
-            out[f"{name}_low"][rows], out[f"{name}_high"][rows] = spreads[name].ends(out[name][rows])
-        out["error_frac"][rows] = half = np.broadcast_to(spreads["tpot_s"].half_frac, len(rows))
-        out["interval_basis"][rows] = np.where(np.isnan(half), Basis.ASSUMPTION.value, basis.value)
-
-    def energy(
-        self, decode: PassTimes, prefill_s: Floats, last: PassTimes, rate: Floats, in_flight: Floats, out_tokens: Floats
-    ) -> Floats | None:
-        """Joules per output token: dynamic energy of a decode round and its share of prefills, and idling."""
-        device, n_ranks = self.parts.hardware.device, self.parts.parallel.n_ranks
-        if device.board_power_w is None:
-            return None
-        idle_w = device.idle_power_w if device.idle_power_w is not None else IDLE_FRAC * device.board_power_w
-        swing = n_ranks * (device.board_power_w - idle_w)
-        step_j = swing * np.minimum(decode.power_s, decode.time_s)
-        fill_j = swing * np.minimum(last.power_s / last.time_s, 1.0) * prefill_s
-        per_token = (step_j + fill_j * in_flight / out_tokens) / in_flight
-        return np.asarray(per_token + idle_w * self.parts.hardware.n_devices / rate)
-
-
-def _chunks(new: Floats, chunk: Floats, prefix: Floats, sequences: Floats) -> tuple[Any, Floats, Floats, Floats]:
-    """Row, sequences, new and cached tokens of every prefill pass, row by row in order."""
-    n_chunks = np.ceil(new / chunk).astype(int)
-    row = np.repeat(np.arange(len(new)), n_chunks)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(n_chunks) - n_chunks, n_chunks)
-    start = place * chunk[row]
-    return row, sequences[row], np.minimum(chunk[row], new[row] - start), prefix[row] + start

@@ -19,8 +19,8 @@ from moesim.ops import Phase, Program
 from moesim.specs.model import ModelSpec, MoeFfn
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import RouterFamily, RoutingSpec
-from moesim.study.sweep.pricing import Lowered, rows_of
 from moesim.study.sweep.shapes import Experts, array_model
+from moesim.study.sweep.sums import Lowered, rows_of
 
 __all__ = ["Passes", "is_even"]
 

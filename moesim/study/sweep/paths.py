@@ -37,7 +37,7 @@ MODEL_NUMBERS = ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_si
 WORKLOAD_NUMBERS = ("concurrency", "input_tokens", "output_tokens", "cached_prefix_tokens", "max_pass_tokens")
 MODEL_SHAPES = ("n_layers", "hidden_size", "vocab_size", "n_shared_experts", "shared_intermediate_size")
 NETWORK = ("scale", "up_scale", "nic_scale")
-SYSTEM_FIELDS = ("weight_dtype", "kv_dtype", "overlap", "n_members", "member_skew")
+SYSTEM_FIELDS = ("weight_dtype", "kv_dtype", "overlap", "n_members", "member_skew", "dp_prefill")
 SCENARIO_FIELDS = ("hardware", "n_devices", "calibration")
 OTHERS = ("price_usd_per_device_h", "training.compute_flop")
 

@@ -25,7 +25,17 @@ SERVED = {
     "usd_per_million_output_tokens": ("usd_per_million_output_tokens",), "goodput_requests_per_s": ("goodput_requests_per_s",),
     "good_frac": ("good_frac",), "rank_imbalance_ratio": ("rank_imbalance",), "concurrency": ("mean_running",),
 }  # fmt: skip
-_SHORT = ("model", "parallel", "routing", "weight_dtype", "kv_dtype", "overlap", "n_members", "member_skew")
+_SHORT = (
+    "model",
+    "parallel",
+    "routing",
+    "weight_dtype",
+    "kv_dtype",
+    "overlap",
+    "n_members",
+    "member_skew",
+    "dp_prefill",
+)
 
 
 def serve_base(spec: SweepSpec, file: File | None) -> ServeScenarioSpec:
