@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moesim.cost import CalibratedOps
+from moesim.specs.parallel import DpPrefill
 from moesim.specs.scenario import Basis, Engine, FlipAxis, ScenarioSpec, SystemKind
 from moesim.study.results import Comparison, FlipCurve, SystemResult
+from moesim.study.stepping import stepping_of
 from moesim.study.uncertainty import Basis as Basis90
 
 __all__ = ["headline", "limits"]
@@ -92,7 +95,29 @@ _BASIS = {
 }  # fmt: skip
 
 
-def limits(scenario: ScenarioSpec, engine: Engine, basis: Basis90) -> tuple[str, ...]:
+_RULES = {
+    DpPrefill.LOCKSTEP: "take prompts as they come, and all wait where one prefills; tensor-parallel attention, balancing "
+    "(dp_prefill: balanced) or pools that prefill apart (moesim plan) may serve more",
+    DpPrefill.BALANCED: "let prompts wait until all of them have some, then all prefill",
+    DpPrefill.TOGETHER: "prefill at the same time, which is a bound that no engine reaches",
+}
+
+
+def _rules(scenario: ScenarioSpec, calibration: CalibratedOps | None) -> list[str]:
+    """When attention-DP ranks that share experts take prompts."""
+    rules: dict[DpPrefill, list[str]] = {}
+    for system in scenario.systems:
+        if system.kind is SystemKind.MOE and system.parallel.dp_size > 1:
+            rules.setdefault(stepping_of(system.dp_prefill, calibration).rule, []).append(system.name)
+    return [
+        f"Attention-DP ranks of {', '.join(names)} step together and {_RULES[r]} (docs/serving.md)."
+        for r, names in rules.items()
+    ]
+
+
+def limits(
+    scenario: ScenarioSpec, engine: Engine, basis: Basis90, calibration: CalibratedOps | None = None
+) -> tuple[str, ...]:
     """What the run assumes and leaves out."""
     notes = [
         "Requests are in steady state with a fixed number in flight; queueing for admission is not included.",
@@ -101,13 +126,7 @@ def limits(scenario: ScenarioSpec, engine: Engine, basis: Basis90) -> tuple[str,
         "A request's prefills interleave with decodes at full-pass efficiency.",
         _BASIS[basis],
     ]
-    if any(system.parallel.dp_size > 1 for system in scenario.systems):
-        notes.insert(
-            3,
-            "Attention-DP ranks prefill at the same time. In serving they wait for each other's prompts, which costs engines "
-            "that do not balance them two thirds of the throughput and more where prompts are long: moesim serve and moesim plan "
-            "count that (docs/serving.md).",
-        )
+    notes[3:3] = _rules(scenario, calibration)
     if engine is Engine.ANALYTIC:
         notes.append(
             "Passes are closed forms under expected loads; the flow engine adds drawn loads, waiting and contention."

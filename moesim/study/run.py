@@ -277,7 +277,7 @@ class _Runner:
             comparisons=comparisons, flips=flips, quality=quality,
             inputs=input_origins(self.hardware, candidates, self.calibration),
             headline=headline(systems, comparisons, flips, self.at),
-            notes=limits(self.scenario, self.engine, basis_of(self.calibration)),
+            notes=limits(self.scenario, self.engine, basis_of(self.calibration), self.calibration),
         )  # fmt: skip
 
 

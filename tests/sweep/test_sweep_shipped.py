@@ -27,7 +27,7 @@ def results():
 
 def test_what_the_issue_asks_for_is_shipped():
     assert NAMES == [
-        "break-even-batch-by-link", "experts-by-topk-fixed-active", "experts-by-topk-fixed-total",
+        "break-even-batch-by-link", "break-even-by-prefill", "experts-by-topk-fixed-active", "experts-by-topk-fixed-total",
         "experts-for-a-training-budget",
         "gpus-for-deepseek-v3", "granularity", "skew-by-ep",
     ]  # fmt: skip
@@ -49,13 +49,28 @@ def test_each_runs_and_ends_with_three_sentences_and_bars(results, name):
 
 
 def test_break_even_flips_where_the_page_says(results):
+    """Where ranks take prompts as they come, slow links alone make the mixture cheaper: they hurt all-reduces more."""
     result = results("break-even-batch-by-link")
-    ratio = result.number("usd_ratio").reshape(17, 9)
-    at_one = next(c for c in result.settings if c.path == "network.scale").values.index(1.0)
-    line = ratio[:, at_one]
-    line = line[np.isfinite(line)]
-    assert line[0] < 1 < line[-1]  # dense is cheaper at small batches, the MoE at large ones
-    assert (np.diff(ratio[0]) <= 1e-9).all()  # slower links hurt the dense model's all-reduces more
+    best = np.nan_to_num(result.number("usd_ratio").reshape(17, 2, 9)).max(axis=1)
+    scales = next(c for c in result.settings if c.path == "network.scale").values
+    slow, whole = best[:, 0], best[:, scales.index(1.0)]
+    assert slow[0] < 1 < slow[15]  # dense is cheaper at small batches, the MoE at large ones
+    assert whole.max() < 1
+    by_links = result.number("usd_ratio").reshape(17, 2, 9)[:15, 0]  # attention data parallel
+    assert (np.diff(by_links[0]) <= 1e-9).all()
+    assert "DeepSeek-V3 is cheaper" in build_sweep(result)[1][0]
+
+
+def test_the_way_to_prefill_decides_between_mixture_and_dense(results):
+    result = results("break-even-by-prefill")
+    ratio = result.number("usd_ratio").reshape(17, 3)
+    lockstep, balanced, together = (ratio[:16, i] for i in range(3))
+    assert lockstep.max() < 1
+    assert balanced[0] < 1 < balanced[-1]
+    assert (together >= balanced).all()  # a bound
+    assert (balanced[4:] > lockstep[4:]).all()
+    boundary = build_sweep(result)[1][1]
+    assert "for 1 of its 3 values it never does" in boundary
 
 
 def test_skew_costs_more_the_more_ranks_and_eplb_gives_some_back(results):

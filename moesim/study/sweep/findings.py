@@ -125,7 +125,7 @@ def grid_of(
 
 
 def crossing_lines(result: SweepResult, x: Column, y: Column, column: str) -> dict[Any, list[float]]:
-    """For every value of `y` the values of `x` at which a ratio crosses 1 (the first case of each pair counts)."""
+    """For every value of `y` the values of `x` at which a ratio crosses 1 (the highest of each pair counts, its best design)."""
     if not all(isinstance(v, int | float) for v in x.values):
         return {}
     ratio = np.where(result.ok, result.number(column), np.nan)
@@ -135,7 +135,8 @@ def crossing_lines(result: SweepResult, x: Column, y: Column, column: str) -> di
         line: list[float | None] = []
         for place in order:
             rows = np.flatnonzero((y.codes == code) & (x.codes == place))
-            r = float(ratio[rows[0]]) if len(rows) else float("nan")
+            known = ratio[rows][np.isfinite(ratio[rows])]
+            r = float(known.max()) if len(known) else float("nan")
             line.append(r if np.isfinite(r) and r > 0 else None)
         found[value] = crossings([float(x.values[i]) for i in order], line)
     return found

@@ -18,7 +18,7 @@ _PATHS = {
     "parallel.ep_size": "EP", "parallel.pp_size": "PP", "parallel.cp_size": "CP",
     "parallel.redundant_experts": "redundant experts", "routing.skew": "skew", "routing.family": "routing",
     "routing.placement.kind": "placement", "weight_dtype": "weight format", "kv_dtype": "cache format", "overlap": "overlap",
-    "price_usd_per_device_h": "price per device-hour", "training.compute_flop": "training compute",
+    "price_usd_per_device_h": "price per device-hour", "dp_prefill": "prefill rule", "training.compute_flop": "training compute",
     "serving.arrivals.rate_per_s": "requests per second",
 }  # fmt: skip
 
