@@ -142,16 +142,11 @@ def _roofs(axes: Axes, result: RunResult, low: float, high: float) -> None:
         if all(abs(peak - other) > 0.12 * other for other in labelled):
             same = "/".join(n for n, p in used.items() if abs(p - peak) <= 0.12 * peak)
             label = f"{same} {number(peak / 1e12)} TFLOP/s"
+            # beside the axes, where neither lines nor operators are
             axes.annotate(
-                label,
-                (high, peak),
-                (-3, 3),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                fontsize=8.5,
-                color=soft,
-            )
+                label, (high, peak), (5, 0), textcoords="offset points", ha="left", va="center", fontsize=8.5, color=soft,
+                annotation_clip=False,
+            )  # fmt: skip
             labelled.append(peak)
 
 

@@ -78,5 +78,7 @@ def gap_title(system: SystemResult, detail: PhaseDetail) -> str:
     change = gap.simulated_s / gap.balanced_s - 1.0
     if abs(change) < 0.001:
         return f"Imbalance and contention cost {short_name(system.name, 40)} next to nothing in {detail.phase}"
+    sign = "+" if change > 0 else "−"
     top = max(parts, key=lambda p: parts[p] * (1 if change > 0 else -1))
-    return f"{detail.phase.capitalize()} of {short_name(system.name, 40)}: {change:+.1%} over perfect balance, mostly {top}"
+    words = f"{sign}{abs(change):.1%} against perfect balance, mostly {top}"
+    return f"{detail.phase.capitalize()} of {short_name(system.name, 40)}: {words}"

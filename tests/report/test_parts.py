@@ -6,6 +6,7 @@ import doctest
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from report_sample import sample_result
@@ -142,7 +143,7 @@ def test_titles_of_figures_state_findings(result: RunResult) -> None:
     assert titles["pareto"].startswith(("No single winner: ", next(s.name for s in result.systems)))
     assert re.search(r": \d+% of a decode step of ", titles["breakdown"])
     assert "bound" in titles["roofline"]
-    assert re.search(r"[+-]\d+\.\d% over perfect balance|next to nothing", titles["gap"])
+    assert re.search(r"[+−]\d+\.\d% against perfect balance|next to nothing", titles["gap"])
     curves = [f for f in result.flips if f.axis is result.flips[0].axis]
     n = sum(bool(f.crossings) for f in curves)
     assert f"flips against {n} of {len(curves)}" in titles["flip-0"] or "no verdict" in titles["flip-0"]
@@ -167,6 +168,26 @@ def test_labels_of_crossings_keep_off_each_other_and_the_edge(result: RunResult)
         assert len(boxes) == 2
         assert not boxes[0].overlaps(boxes[1])
         assert max(box.x1 for box in boxes) <= axes.get_window_extent().x1
+
+
+def test_roofs_are_named_beside_the_axes(result: RunResult) -> None:
+    """No line and no operator can run through their labels."""
+    from moesim.report import figures_ops
+    from moesim.report.svg import drawing
+
+    with drawing(5.0) as (figure, (axes,)):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlim(0.2, 3e3)
+        axes.set_ylim(1e9, 4e15)
+        figures_ops._roofs(axes, result, 0.2, 3e3)
+        figure.canvas.draw()
+        edge = axes.get_window_extent().x1
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) >= 2
+        assert all(box.x0 > edge for box in boxes)
+        ordered = sorted(boxes, key=lambda box: box.y0)
+        assert all(low.y1 <= high.y0 for low, high in pairwise(ordered))
 
 
 def _contrast(a: str, b: str) -> float:
