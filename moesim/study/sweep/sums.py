@@ -171,6 +171,7 @@ def timed(p: Priced) -> PassTimes:
             times = [rows_of(cost.time_s) for cost in own]
             for op, cost, time, hidden in zip(group, own, times, _hidden(group, times), strict=True):
                 sums.add(op, cost, (time - hidden) * repeat, repeat)
+                sums.comm = sums.comm - hidden * repeat  # nothing hides but beside communication
     for op, cost in zip(program.stage_sends, coming, strict=False):
         sums.add(op, cost, rows_of(cost.time_s) * float(p.lowered.pp_size - 1), 0.0)
     return sums.result(p.lowered.imbalance)
