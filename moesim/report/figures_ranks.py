@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from moesim.report.awaited import awaited_sentence, awaited_table
 from moesim.report.colours import stand_in
 from moesim.report.document import Cell, FigureBlock, Table
 from moesim.report.svg import drawing, to_svg
 from moesim.report.text import multiple, number, percent, plural, time_text
 from moesim.study.results import AlternativeRow, PathSample, PhaseDetail, RankDetail, RunResult, SystemResult
+from moesim.timeline import Cause
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-__all__ = ["node_paths", "port_use", "seen_passes", "wait_map", "what_if", "what_if_table"]
+__all__ = ["most_awaited", "node_paths", "port_use", "seen_passes", "wait_map", "what_if", "what_if_table"]
 
 _TOKEN_COLOURS = ("s0", "s1", "s2", "s3")
 _N_BARS = 40  # more ranks than this are a line
@@ -50,7 +53,7 @@ def wait_map(result: RunResult, name: str | None = None) -> FigureBlock | None:
     if not waits.any():
         return None
     height = min(6.4, max(2.6, 1.5 + 0.11 * len(waits)))
-    key, title = f"fig-waits{seen.mark}", f"Who waits where: {seen.system.name}, {seen.name}, rank × layer"
+    key, title = f"fig-waits{seen.mark}", _wait_title(seen)
     with drawing(height, 2, width_ratios=[5, 1.5], sharey=True) as (figure, (heat, side)):
         top = max(1e-9, float(np.percentile(waits, 99.5))) * 1e6
         last = ranks.n_ranks - 0.5
@@ -59,18 +62,14 @@ def wait_map(result: RunResult, name: str | None = None) -> FigureBlock | None:
         heat.set_xlabel("layer")
         heat.set_ylabel("rank")
         _whole_numbers(heat.yaxis)
-        heat.set_title("Waiting (µs)")
+        heat.set_title("Engine idle for others (µs)")
         heat.grid(visible=False)
         for border in range(result.scale_up_domain_size, ranks.n_ranks, result.scale_up_domain_size):
             if ranks.n_ranks // result.scale_up_domain_size <= 32:
                 heat.axhline(border - 0.5, color=stand_in("paper"), linewidth=1.0)
         figure.colorbar(image, ax=heat, location="bottom", shrink=0.5, aspect=40, pad=0.01, label="µs per layer")
         middles = np.minimum((np.arange(len(waits)) + 0.5) * per_row, ranks.n_ranks) - 0.5
-        side.plot(
-            waits.sum(axis=1) * 1e3, middles, color=stand_in("s5"), linewidth=1.4, marker="." if len(waits) < 65 else ""
-        )
-        side.set_xlim(left=0)
-        side.set_title("Sum (ms)")
+        _idle_by_cause(side, ranks, middles)
         side.tick_params(labelleft=False)
         alt = _wait_alt(seen)
         svg = to_svg(figure, key, title, alt)
@@ -78,9 +77,17 @@ def wait_map(result: RunResult, name: str | None = None) -> FigureBlock | None:
     borders = " Lines part scale-up domains." if ranks.n_ranks > result.scale_up_domain_size else ""
     return FigureBlock(
         f"waits{seen.mark}", title, alt, svg,
-        f"One {seen.name} pass. A rank that waits little in a layer tends to be one that others wait for, with more "
-        f"tokens or more experts to read.{borders}{averaged}",
+        f"One {seen.name} pass. Dark: the rank's engine is busy, or idle only while its own tokens move. {_queue_note(ranks)}"
+        f"{awaited_sentence(ranks)}{borders}{averaged}",
     )  # fmt: skip
+
+
+def most_awaited(result: RunResult, name: str | None = None) -> Table | None:
+    """The ranks that others waited for most, and why."""
+    seen = _seen(result, name)
+    if seen is None:
+        return None
+    return awaited_table(seen.ranks, f"awaited{seen.mark}", f"Whom ranks wait for: {seen.system.name}, {seen.name}")
 
 
 def port_use(result: RunResult, name: str | None = None) -> FigureBlock | None:
@@ -89,23 +96,31 @@ def port_use(result: RunResult, name: str | None = None) -> FigureBlock | None:
     if seen is None:
         return None
     ranks = seen.ranks
-    first = np.arange(len(ranks.out_port_frac)) * ranks.n_ranks_per_row
+    first = np.arange(len(ranks.engine_frac)) * ranks.n_ranks_per_row
     key, title = f"fig-ports{seen.mark}", f"How much ports and engines are in use: {seen.system.name}, {seen.name}"
-    with drawing(3.4, 2, width_ratios=[3, 2]) as (figure, (ports, engine)):
-        _ports(ports, ranks, first)
-        engine.plot(
-            first, [100 * f for f in ranks.engine_frac], color=stand_in("s5"), marker="." if len(first) < 65 else ""
-        )
-        engine.set_ylim(0, 105)
-        engine.set_title("Compute engine (% of the pass)")
-        for axes in (ports, engine):
+    ports = _ports_of(ranks)
+    with drawing(3.4, len(ports) + 1) as (figure, panels):
+        for axes, (name, out, into) in zip(panels, ports, strict=False):
+            _port(axes, ranks, first, name, out, into)
+        engine = panels[-1]
+        marker = "." if len(first) < 65 else ""
+        engine.plot(first, [100 * f for f in ranks.engine_frac], color=stand_in("s5"), marker=marker, label="computing")
+        moving = [100 * max(pair) for pair in zip(ranks.out_port_frac, ranks.in_port_frac, strict=True)]
+        engine.plot(first, moving, color=stand_in("s2"), marker=marker, linestyle="--", label="transfers")
+        engine.set_ylim(0, 130)
+        engine.set_yticks([0, 25, 50, 75, 100])
+        engine.set_title("Time (% of the pass)")
+        engine.legend(loc="upper right", ncols=2)
+        for axes in panels:
             axes.set_xlabel("rank")
             _whole_numbers(axes.xaxis)
         alt = _port_alt(ranks)
         svg = to_svg(figure, key, title, alt)
     return FigureBlock(
         f"ports{seen.mark}", title, alt, svg,
-        "A port is in use while its bytes move. What exposed communication takes beyond that is latency and waiting.",
+        "Ports: bytes over what they could carry during the pass at their rated bandwidth. Time: how long the engine computes, "
+        "and how long transfers of the rank run, at whatever rate. What exposed communication takes beyond that is latency and "
+        "waiting.",
     )  # fmt: skip
 
 
@@ -222,18 +237,50 @@ def _all_seen(result: RunResult) -> list[_Seen]:
     return found
 
 
-def _ports(axes: Axes, ranks: RankDetail, first: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
-    out, into = (np.array(f) * 100 for f in (ranks.out_port_frac, ranks.in_port_frac))
+def _ports_of(ranks: RankDetail) -> list[tuple[str, tuple[float, ...], tuple[float, ...]]]:
+    """Kinds of ports that are known, with their use out and in; transfers' time where bytes were not counted."""
+    kinds = [("Scale-up ports", ranks.up_out_frac, ranks.up_in_frac), ("NIC", ranks.nic_out_frac, ranks.nic_in_frac)]
+    known = [(f"{name} (% of bandwidth)", out, into) for name, out, into in kinds if out]
+    return known or [("Ports (% of the pass)", ranks.out_port_frac, ranks.in_port_frac)]
+
+
+def _port(
+    axes: Axes, ranks: RankDetail, first: NDArray[np.int64], name: str, out: tuple[float, ...], into: tuple[float, ...]
+) -> None:
+    percent_out, percent_in = (np.array(f) * 100 for f in (out, into))
     if len(first) <= _N_BARS:
         width = 0.38 * ranks.n_ranks_per_row
-        axes.bar(first - width / 2, out, width=width, color=stand_in("s0"), label="out")
-        axes.bar(first + width / 2, into, width=width, color=stand_in("s1"), label="in")
+        axes.bar(first - width / 2, percent_out, width=width, color=stand_in("s0"), label="out")
+        axes.bar(first + width / 2, percent_in, width=width, color=stand_in("s1"), label="in")
     else:
-        axes.plot(first, out, color=stand_in("s0"), linewidth=1.2, label="out")
-        axes.plot(first, into, color=stand_in("s1"), linewidth=1.2, linestyle="--", label="in")
-    axes.set_ylim(0, max(1e-3, float(max(out.max(), into.max()))) * 1.25)
-    axes.set_title("Ports (% of the pass)")
+        axes.plot(first, percent_out, color=stand_in("s0"), linewidth=1.2, label="out")
+        axes.plot(first, percent_in, color=stand_in("s1"), linewidth=1.2, linestyle="--", label="in")
+    axes.set_ylim(0, max(1e-3, float(max(percent_out.max(), percent_in.max()))) * 1.3)
+    axes.set_title(name)
     axes.legend(loc="upper right", ncols=2)
+
+
+_CAUSES = (
+    (Cause.TRANSFER, "own tokens", "g2"), (Cause.BARRIER, "slowest rank", "alarm"), (Cause.DATA, "its tokens", "s4"),
+    (Cause.LINK_BUSY, "port busy", "s3"),
+)  # fmt: skip
+
+
+def _idle_by_cause(axes: Axes, ranks: RankDetail, middles: NDArray[np.float64]) -> None:
+    """Idle time of each rank's engine, causes side by side."""
+    left = np.zeros(len(middles))
+    for cause, label, colour in _CAUSES:
+        seconds = np.array(ranks.idle_s.get(cause.value, (0.0,) * len(middles)))
+        if seconds.sum() > 0.0:
+            axes.barh(
+                middles, seconds * 1e3, left=left * 1e3, height=ranks.n_ranks_per_row, color=stand_in(colour), linewidth=0,
+                label=label,
+            )  # fmt: skip
+            left += seconds
+    axes.set_xlim(left=0)
+    axes.set_title("Engine idle (ms)")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=7.5, handlelength=1.0)
 
 
 def _whole_numbers(axis: Axis) -> None:
@@ -289,23 +336,50 @@ def _draw_visits(axes: Axes, layers: list[Counter[int]], home: int, token: int) 
     axes.grid(visible=False, axis="x")
 
 
+def _idle_s(ranks: RankDetail, *causes: Cause) -> float:
+    """Idle time of the mean rank's engine for some causes."""
+    rows = (ranks.idle_s.get(cause.value, ()) for cause in causes)
+    return sum(sum(row) / len(row) for row in rows if row)
+
+
+def _wait_title(seen: _Seen) -> str:
+    """How long engines stand idle for others, and for whom most."""
+    ranks = seen.ranks
+    waits_s = float(np.array(ranks.wait_s).sum(axis=1).mean())
+    title = f"Engines wait {time_text(waits_s)} of {time_text(seen.detail.time_s)}: {seen.system.name}, {seen.name}"
+    return title if not ranks.awaited else f"{title}; most for rank {ranks.awaited[0].rank}"
+
+
+def _queue_note(ranks: RankDetail) -> str:
+    if not ranks.queue_s or sum(ranks.queue_s) <= 0.0:
+        return ""
+    queue = time_text(sum(ranks.queue_s) / len(ranks.queue_s))
+    return f"Micro-batches queue for {queue} behind other work of their rank; its engine is busy then, so that is no waiting. "
+
+
 def _wait_alt(seen: _Seen) -> str:
-    waits = np.array(seen.ranks.wait_s)
-    sums, per_layer = waits.sum(axis=1), waits.mean(axis=0)
-    step = seen.ranks.n_ranks_per_row
+    ranks = seen.ranks
+    waits = np.array(ranks.wait_s)
+    sums, per_layer, step = waits.sum(axis=1), waits.mean(axis=0), ranks.n_ranks_per_row
+    own_s = _idle_s(ranks, Cause.TRANSFER)
     return (
-        f"{seen.ranks.n_ranks} ranks by {len(seen.ranks.layers)} layers. Rank {int(sums.argmax()) * step} waits longest, "
-        f"{time_text(float(sums.max()))} in all, rank {int(sums.argmin()) * step} shortest, {time_text(float(sums.min()))}; "
-        f"most is waited in layer {seen.ranks.layers[int(per_layer.argmax())]}, {time_text(float(per_layer.max()))} on average."
-    )
+        f"{ranks.n_ranks} ranks by {len(ranks.layers)} layers. The engine of rank {int(sums.argmax()) * step} waits longest, "
+        f"{time_text(float(sums.max()))} in all, that of rank {int(sums.argmin()) * step} shortest, "
+        f"{time_text(float(sums.min()))}; most is waited in layer {ranks.layers[int(per_layer.argmax())]}, "
+        f"{time_text(float(per_layer.max()))} on average. While own tokens move engines are idle for {time_text(own_s)}. "
+        f"{awaited_sentence(ranks)}"
+    ).strip()
 
 
 def _port_alt(ranks: RankDetail) -> str:
     parts = []
-    for name, used in (("send", ranks.out_port_frac), ("receive", ranks.in_port_frac)):
-        parts.append(f"ports {name} {min(used):.1%} to {max(used):.1%} of the pass")
+    for name, out, into in _ports_of(ranks):
+        words = name.split(" (")[0].lower().replace("nic", "NICs")
+        parts.append(f"{words} send {min(out):.1%} to {max(out):.1%} and receive {min(into):.1%} to {max(into):.1%}")
     engine = ranks.engine_frac
-    return f"{'; '.join(parts)}; engines compute {percent(min(engine))} to {percent(max(engine))} of it.".capitalize()
+    of = " of what they could carry" if ranks.up_out_frac or ranks.nic_out_frac else " of the pass"
+    text = f"{'; '.join(parts)}{of}; engines compute {percent(min(engine))} to {percent(max(engine))} of the pass."
+    return text[:1].upper() + text[1:]
 
 
 def _node_alt(sample: PathSample, visits: list[list[Counter[int]]], size: int) -> str:

@@ -31,6 +31,7 @@ def frames(result: RunResult) -> dict[str, pd.DataFrame]:
         "memory": _memory(result),
         "quality": [_plain(q) for q in result.quality],
         "expert_load": _expert_load(result),
+        "awaited": _awaited(result),
         "inputs": [_plain(i) for i in result.inputs],
     }
     return {name: pd.DataFrame(found) for name, found in rows.items() if found}
@@ -91,18 +92,28 @@ def _waits(result: RunResult) -> list[Row]:
 
 
 def _ports(result: RunResult) -> list[Row]:
+    rows: list[Row] = []
+    for key, ranks in _by_rank(result):
+        columns = {
+            name: getattr(ranks, name)
+            for name in (
+                "out_port_frac", "in_port_frac", "engine_frac", "up_out_frac", "up_in_frac", "nic_out_frac", "nic_in_frac",
+                "queue_s",
+            )
+        }  # fmt: skip
+        columns |= {f"idle_s {cause}": seconds for cause, seconds in ranks.idle_s.items()}
+        for i in range(len(ranks.engine_frac)):
+            values = {name: column[i] if column else None for name, column in columns.items()}
+            rows.append({**key, "first_rank": i * ranks.n_ranks_per_row, **values})
+    return rows
+
+
+def _awaited(result: RunResult) -> list[Row]:
     return [
-        {
-            **key,
-            "first_rank": i * ranks.n_ranks_per_row,
-            "out_port_frac": out,
-            "in_port_frac": into,
-            "engine_frac": engine,
-        }
+        {**key, "rank": row.rank, "wait_s": row.wait_s, "n_layers": row.n_layers, "reason": reason, "reason_s": seconds}
         for key, ranks in _by_rank(result)
-        for i, (out, into, engine) in enumerate(
-            zip(ranks.out_port_frac, ranks.in_port_frac, ranks.engine_frac, strict=True)
-        )
+        for row in ranks.awaited
+        for reason, seconds in row.reasons_s.items()
     ]
 
 

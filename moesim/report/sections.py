@@ -16,7 +16,7 @@ from moesim.report.document import (
     Table,
 )
 from moesim.report.figures import Figures, draw
-from moesim.report.figures_ranks import seen_passes, what_if_table
+from moesim.report.figures_ranks import most_awaited, seen_passes, what_if_table
 from moesim.report.host import HOST_TITLE, run_host_note
 from moesim.report.tables import (
     comparison_table,
@@ -215,8 +215,12 @@ def _why(result: RunResult, figures: Figures) -> Section | None:
 
 def _ranks(result: RunResult, figures: Figures) -> Section | None:
     """Who waits in the simulated pass of the reference system, and what would help."""
-    tables = (what_if_table(result, name) for name in seen_passes(result))
-    blocks = [*figures.what_if, *_there(*tables), *figures.ranks]
+    seen = seen_passes(result)
+    blocks: list[Block] = [*figures.what_if, *_there(*(what_if_table(result, name) for name in seen))]
+    tables = (most_awaited(result, name) for name in seen)
+    awaited = {table.key.replace("awaited", "waits"): table for table in tables if table is not None}
+    for drawn in figures.ranks:
+        blocks += [drawn, *([awaited[drawn.key]] if drawn.key in awaited else [])]
     if not blocks:
         return None
     waits = any(f.key.startswith("waits") for f in figures.ranks)
@@ -225,9 +229,25 @@ def _ranks(result: RunResult, figures: Figures) -> Section | None:
         + ("who waits for whom, and " if waits else "")
         + "how much of the pass ports and engines are in use."
         + ("" if waits else " No rank waits for another: all have the same work.")
-        + " The trace, where one was written beside this page, shows the same pass with arrows for sampled tokens."
+        + _trace_note(result)
     )
     return Section("ranks", "Who waits, and what would help", (Paragraph(text), *blocks))
+
+
+def _trace_note(result: RunResult) -> str:
+    """How to look at the traces, and which ranks are in them."""
+    ranks = next((d.ranks for s in result.systems for _, d in s.passes if d.ranks is not None), None)
+    some = ""
+    if ranks is not None and ranks.trace_ranks:
+        some = (
+            f" Of the {ranks.n_ranks} ranks it holds {len(ranks.trace_ranks)}: homes of sampled tokens, the most waited for, "
+            "those that work most and least and wait most, and ranks of the tokens' experts."
+        )
+    return (
+        " Where trace.perfetto-trace lies beside this page (trace-prefill for the full prefill), open it at ui.perfetto.dev: "
+        "waits there name the rank they are for (waits_for_rank), and arrows follow sampled tokens (token) to experts and back."
+        + some
+    )
 
 
 def _routing(result: RunResult, figures: Figures) -> Section | None:

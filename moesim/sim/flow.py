@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.cost import CostModel
-from moesim.ops import Program
+from moesim.ops import EXCHANGES, Program
 from moesim.sim.alone import run_alone
 from moesim.sim.awaited import Circumstances
 from moesim.sim.books import Books, FlowResult
@@ -52,7 +52,8 @@ def simulate(
 def _known(program: Program, options: FlowOptions) -> Circumstances:
     """Names and slow parts, for whoever asks why ranks waited."""
     parts = (program, *program.micro_batches)
-    groups = {op.name: op.group for part in parts for _, op in part.ops()}
+    ops = [op for part in parts for _, op in part.ops()]
+    groups = {op.name: op.group for op in ops} | {f"{op.name}_kernels": "traffic" for op in ops if op.kind in EXCHANGES}
     return Circumstances(groups, options.slow_ranks, options.slow_links)
 
 

@@ -124,7 +124,7 @@ def _fitted(ways: Ints, sent: Ints, n_groups: int, rng: np.random.Generator) -> 
     best = int(fits.sum(axis=(1, 2)).argmax())
     way, fit = ways[best].copy(), fits[best]
     group_size = max(1, sent.shape[1] // n_groups)
-    score = np.log(np.maximum(sent, 1e-9)) + rng.gumbel(size=sent.shape)
+    score = np.where(sent > 0, np.log(np.maximum(sent, 1)) + rng.gumbel(size=sent.shape), -1e3)
     for layer in np.flatnonzero(~fit.all(axis=1)):
         row = score[layer].copy()
         if n_groups > 1:  # node-limited routing: stay in the groups that the token reaches anyway

@@ -81,6 +81,24 @@ def test_waits_are_told_from_work_and_layers_are_noted() -> None:
     assert {a.int_value for e in begins for a in e.debug_annotations if a.name == "layer"} == {0, 1}
 
 
+def test_waits_name_their_rank_and_micro_batches_have_tracks_of_their_own() -> None:
+    timeline = Timeline(300, ranks=(7, 250))
+    for batch in (0, 1):
+        at = batch * 2e-6
+        timeline.add(7, "compute", "experts", 3, at, at + 2e-6, batch=batch)
+        timeline.add(7, "comm", "combine", 3, at + 2e-6, at + 5e-6, batch=batch)
+        timeline.add(7, "comm", "wait", 3, at + 5e-6, at + 7e-6, Cause.BARRIER, batch, awaited=250)
+    timeline.add(7, "compute", "wait", 3, 1e-6, 2e-6, Cause.ENGINE_BUSY, 1)
+    trace = parse(trace_bytes(timeline))
+    found = tracks(trace)
+    assert found["rank 7"] == ["comm, micro-batch 1", "comm, micro-batch 2", "compute"]
+    assert "rank 250" in found
+    assert "rank 8" not in found
+    begins = [p.track_event for p in trace.packet if p.track_event.type == TrackEvent.TYPE_SLICE_BEGIN]
+    named = {(e.name, a.int_value) for e in begins for a in e.debug_annotations if a.name == "waits_for_rank"}
+    assert named == {(Cause.BARRIER.value, 250)}
+
+
 def test_overlapping_spans_get_tracks_of_their_own() -> None:
     timeline = Timeline(1)
     timeline.add(0, "compute", "a", 0, 0.0, 3e-6)

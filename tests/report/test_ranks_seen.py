@@ -164,7 +164,9 @@ def test_nothing_to_show_nothing_shown(run: Run) -> None:
 def test_many_ranks_are_drawn_as_lines(run: Run, ranks: RankDetail) -> None:
     many = ranks.model_copy(update={
         "n_ranks": 16 * 16 * 4 - 3, "n_ranks_per_row": 4, "wait_s": ranks.wait_s * 16,
-        **{k: getattr(ranks, k) * 16 for k in ("out_port_frac", "in_port_frac", "engine_frac")},
+        **{k: getattr(ranks, k) * 16 for k in ("out_port_frac", "in_port_frac", "engine_frac", "queue_s")},
+        **{k: getattr(ranks, k) * 16 for k in ("up_out_frac", "up_in_frac", "nic_out_frac", "nic_in_frac")},
+        "idle_s": {cause: seconds * 16 for cause, seconds in ranks.idle_s.items()},
     })  # fmt: skip
     first = run.result.systems[0]
     detail = first.details[0].model_copy(update={"ranks": many})
