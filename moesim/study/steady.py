@@ -52,11 +52,8 @@ class PromptTimes:
     @property
     def further_s(self) -> Num:
         """Seconds of each further prompt on the fullest rank."""
-        return np.where(
-            np.asarray(self.n_per_pass) > 1,
-            (self.full_s - self.one_s) / np.maximum(np.asarray(self.n_per_pass) - 1, 1),
-            self.one_s,
-        )
+        further = np.asarray(self.n_per_pass) - 1.0
+        return np.where(further > 0.0, (self.full_s - self.one_s) / np.maximum(further, 1.0), self.one_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +99,15 @@ def in_step(
         saved_s = np.maximum(decode_s - attention_s - row_s * per_rank, 0.0)
         saved_s = np.minimum(saved_s, prompts.one_s / prompts.n_chunks)  # no shorter than its decodes alone
 
-    def mean_pass(at: Num) -> tuple[Num, Num, Num]:
-        starts, fullest, own = tables.shares(at)
-        prompts_s = starts * (prompts.one_s - prompts.further_s) + fullest * prompts.further_s
-        busy_frac = np.minimum(starts * prompts.n_chunks, 1.0)
-        return decode_s + (prompts_s - busy_frac * saved_s) * _stalled(busy_frac, pp_size), busy_frac, own
-
-    pass_s, busy_frac, _ = mean_pass(busy)
-    others = (in_flight - 1.0) / in_flight
-    seen_s, _, own = mean_pass(busy * others)
+    further_s, others = prompts.further_s, (in_flight - 1.0) / in_flight
+    starts, fullest, own = tables.shares(np.stack([busy, busy * others]))  # all passes, and as a request sees them
+    busy_frac = np.minimum(starts * prompts.n_chunks, 1.0)
+    prompts_s = starts * (prompts.one_s - further_s) + fullest * further_s - busy_frac * saved_s
+    pass_s, seen_s = decode_s + prompts_s * _stalled(busy_frac, pp_size)
     if is_apart:
-        seen_s = seen_s / (1.0 - own)
+        seen_s = seen_s / (1.0 - own[1])
     cycle_s = pass_s * per_rank / (busy * tables.most * output_tokens)  # u R P prompts per pass, O tokens each
-    return Steady(pass_s, seen_s, cycle_s, waits * others, busy_frac)
+    return Steady(pass_s, seen_s, cycle_s, waits * others, busy_frac[0])
 
 
 def _stalled(busy_frac: Num, pp_size: int) -> Num:
@@ -148,11 +141,15 @@ class _Tables:
         """The tables that some cases need."""
         c = np.asarray(prompts.n_chunks, dtype=np.int64)
         fit = np.where(c > 1, 1, np.minimum(np.asarray(prompts.n_per_pass, dtype=np.int64), MOST_PACKED))
-        codes = fit * 65536 + np.minimum(c, 65535)
+        codes, most = fit * 65536 + np.minimum(c, 65535), np.asarray(prompts.n_per_pass, dtype=float) / c
+        if codes.size == 1:
+            code = int(codes.flat[0])
+            return cls(
+                _table(prompts.dp_size, code // 65536, code % 65536, hold_passes, is_spread), 0, most, hold_passes
+            )
         distinct, key = np.unique(codes, return_inverse=True)
         found = [_table(prompts.dp_size, int(x) // 65536, int(x) % 65536, hold_passes, is_spread) for x in distinct]
         columns = tuple(np.concatenate([t[i] for t in found]) for i in range(4))
-        most = np.asarray(prompts.n_per_pass, dtype=float) / c
         return cls(columns, np.reshape(key, codes.shape) * N_POINTS, most, hold_passes)
 
     def at(self, busy: Num, names: Sequence[int]) -> list[Num]:
