@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -272,10 +272,11 @@ def _idle_by_cause(axes: Axes, ranks: RankDetail, middles: NDArray[np.float64]) 
     for cause, label, colour in _CAUSES:
         seconds = np.array(ranks.idle_s.get(cause.value, (0.0,) * len(middles)))
         if seconds.sum() > 0.0:
-            axes.barh(
-                middles, seconds * 1e3, left=left * 1e3, height=ranks.n_ranks_per_row, color=stand_in(colour), linewidth=0,
-                label=label,
-            )  # fmt: skip
+            look: dict[str, Any] = {"color": stand_in(colour), "linewidth": 0, "label": label}
+            if len(middles) > 64:  # one outline instead of a bar for each
+                axes.fill_betweenx(middles, left * 1e3, (left + seconds) * 1e3, step="mid", **look)
+            else:
+                axes.barh(middles, seconds * 1e3, left=left * 1e3, height=ranks.n_ranks_per_row, **look)
             left += seconds
     axes.set_xlim(left=0)
     axes.set_title("Engine idle (ms)")
