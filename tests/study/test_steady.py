@@ -79,7 +79,9 @@ def test_shares_of_passes_against_queues_played_out(k, output, n_ranks, n_fit, h
 def test_bounds(decode_s, one_s, in_flight, output, n_ranks, n_fit, n_chunks, hold, apart):
     n_fit = 1 if n_chunks > 1 else n_fit
     times = PromptTimes(one_s, one_s * (1 + 0.5 * (n_fit - 1)), n_chunks, n_fit, 1024, n_ranks)
-    s = in_step(decode_s, 0.4 * decode_s, in_flight, output, times, hold_passes=hold if n_ranks > 1 else 0, is_apart=apart)
+    s = in_step(
+        decode_s, 0.4 * decode_s, in_flight, output, times, hold_passes=hold if n_ranks > 1 else 0, is_apart=apart
+    )
     assert s.seen_s > 0
     assert s.waits >= 0
     assert 0 < s.busy_frac <= 1
