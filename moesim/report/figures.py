@@ -8,8 +8,10 @@ from moesim.report.document import FigureBlock
 from moesim.report.figures_cost import breakdown, latency, memory, pareto
 from moesim.report.figures_flip import break_even
 from moesim.report.figures_ops import gap_split, roofline
-from moesim.report.figures_ranks import node_paths, port_use, seen_passes, wait_map, what_if
+from moesim.report.figures_ranks import node_paths, port_use, what_if
 from moesim.report.figures_routing import all_routing, sketch
+from moesim.report.figures_waits import wait_map
+from moesim.report.seen import seen_passes
 from moesim.study.results import RunResult
 
 __all__ = ["Figures", "draw"]

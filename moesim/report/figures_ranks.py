@@ -1,98 +1,32 @@
-"""Figures of a simulated pass rank by rank: waits, use of ports, what would make it quicker, and tokens' ways over nodes."""
+"""Figures of a simulated pass rank by rank: use of ports, what would make it quicker, and tokens' ways over nodes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.report.awaited import awaited_sentence, awaited_table
 from moesim.report.colours import stand_in
 from moesim.report.document import Cell, FigureBlock, Table
+from moesim.report.seen import Seen, seen_pass, whole_numbers
 from moesim.report.svg import drawing, to_svg
 from moesim.report.text import multiple, number, percent, plural, time_text
-from moesim.study.results import AlternativeRow, PathSample, PhaseDetail, RankDetail, RunResult, SystemResult
-from moesim.timeline import Cause
+from moesim.study.results import AlternativeRow, PathSample, RankDetail, RunResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
-__all__ = ["most_awaited", "node_paths", "port_use", "seen_passes", "wait_map", "what_if", "what_if_table"]
+__all__ = ["node_paths", "port_use", "what_if", "what_if_table"]
 
 _TOKEN_COLOURS = ("s0", "s1", "s2", "s3")
 _N_BARS = 40  # more ranks than this are a line
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A pass that is known rank by rank; `mark` tells its figures from those of the first such pass."""
-
-    name: str
-    mark: str
-    system: SystemResult
-    detail: PhaseDetail
-    ranks: RankDetail
-
-
-def seen_passes(result: RunResult) -> tuple[str, ...]:
-    """Names of the passes that are known rank by rank."""
-    return tuple(seen.name for seen in _all_seen(result))
-
-
-def wait_map(result: RunResult, name: str | None = None) -> FigureBlock | None:
-    """Heat map of waiting by rank and layer, with each rank's sum beside it; of the first pass by default."""
-    seen = _seen(result, name)
-    if seen is None:
-        return None
-    ranks, per_row = seen.ranks, seen.ranks.n_ranks_per_row
-    waits = np.array(ranks.wait_s)
-    if not waits.any():
-        return None
-    height = min(6.4, max(2.6, 1.5 + 0.11 * len(waits)))
-    key, title = f"fig-waits{seen.mark}", _wait_title(seen)
-    with drawing(height, 2, width_ratios=[5, 1.5], sharey=True) as (figure, (heat, side)):
-        top = max(1e-9, float(np.percentile(waits, 99.5))) * 1e6
-        last = ranks.n_ranks - 0.5
-        extent = (ranks.layers[0] - 0.5, ranks.layers[-1] + 0.5, last, -0.5)
-        image = heat.imshow(waits * 1e6, aspect="auto", interpolation="none", vmin=0, vmax=top, extent=extent)
-        heat.set_xlabel("layer")
-        heat.set_ylabel("rank")
-        _whole_numbers(heat.yaxis)
-        heat.set_title("Engine idle for others (µs)")
-        heat.grid(visible=False)
-        for border in range(result.scale_up_domain_size, ranks.n_ranks, result.scale_up_domain_size):
-            if ranks.n_ranks // result.scale_up_domain_size <= 32:
-                heat.axhline(border - 0.5, color=stand_in("paper"), linewidth=1.0)
-        figure.colorbar(image, ax=heat, location="bottom", shrink=0.5, aspect=40, pad=0.01, label="µs per layer")
-        middles = np.minimum((np.arange(len(waits)) + 0.5) * per_row, ranks.n_ranks) - 0.5
-        _idle_by_cause(side, ranks, middles)
-        side.tick_params(labelleft=False)
-        alt = _wait_alt(seen)
-        svg = to_svg(figure, key, title, alt)
-    averaged = f" A row is the mean of {per_row} neighbouring ranks." if per_row > 1 else ""
-    borders = " Lines part scale-up domains." if ranks.n_ranks > result.scale_up_domain_size else ""
-    return FigureBlock(
-        f"waits{seen.mark}", title, alt, svg,
-        f"One {seen.name} pass. Dark: the rank's engine is busy, or idle only while its own tokens move. {_queue_note(ranks)}"
-        f"{awaited_sentence(ranks)}{borders}{averaged}",
-    )  # fmt: skip
-
-
-def most_awaited(result: RunResult, name: str | None = None) -> Table | None:
-    """The ranks that others waited for most, and why."""
-    seen = _seen(result, name)
-    if seen is None:
-        return None
-    return awaited_table(seen.ranks, f"awaited{seen.mark}", f"Whom ranks wait for: {seen.system.name}, {seen.name}")
-
-
 def port_use(result: RunResult, name: str | None = None) -> FigureBlock | None:
     """How much of the pass each rank's port sends and receives, and its engine computes."""
-    seen = _seen(result, name)
+    seen = seen_pass(result, name)
     if seen is None:
         return None
     ranks = seen.ranks
@@ -113,7 +47,7 @@ def port_use(result: RunResult, name: str | None = None) -> FigureBlock | None:
         engine.legend(loc="upper right", ncols=2)
         for axes in panels:
             axes.set_xlabel("rank")
-            _whole_numbers(axes.xaxis)
+            whole_numbers(axes.xaxis)
         alt = _port_alt(ranks)
         svg = to_svg(figure, key, title, alt)
     return FigureBlock(
@@ -126,7 +60,7 @@ def port_use(result: RunResult, name: str | None = None) -> FigureBlock | None:
 
 def what_if(result: RunResult, name: str | None = None) -> FigureBlock | None:
     """Bars of the pass with one thing changed at a time."""
-    seen = _seen(result, name)
+    seen = seen_pass(result, name)
     if seen is None or len(seen.detail.what_if) < 2:
         return None
     rows = seen.detail.what_if
@@ -158,7 +92,7 @@ def what_if(result: RunResult, name: str | None = None) -> FigureBlock | None:
 
 def what_if_table(result: RunResult, name: str | None = None) -> Table | None:
     """The same in numbers, with what each change means."""
-    seen = _seen(result, name)
+    seen = seen_pass(result, name)
     if seen is None or len(seen.detail.what_if) < 2:
         return None
     detail = seen.detail
@@ -223,20 +157,6 @@ def node_paths(result: RunResult) -> FigureBlock | None:
     )  # fmt: skip
 
 
-def _seen(result: RunResult, name: str | None) -> _Seen | None:
-    return next((seen for seen in _all_seen(result) if name in (None, seen.name)), None)
-
-
-def _all_seen(result: RunResult) -> list[_Seen]:
-    found: list[_Seen] = []
-    for system in result.systems:
-        for name, detail in system.passes:
-            if detail.ranks is not None:
-                mark = f"-{name.replace(' ', '-')}" if found else ""
-                found.append(_Seen(name, mark, system, detail, detail.ranks))
-    return found
-
-
 def _ports_of(ranks: RankDetail) -> list[tuple[str, tuple[float, ...], tuple[float, ...]]]:
     """Kinds of ports that are known, with their use out and in; transfers' time where bytes were not counted."""
     kinds = [("Scale-up ports", ranks.up_out_frac, ranks.up_in_frac), ("NIC", ranks.nic_out_frac, ranks.nic_in_frac)]
@@ -260,37 +180,7 @@ def _port(
     axes.legend(loc="upper right", ncols=2)
 
 
-_CAUSES = (
-    (Cause.TRANSFER, "own tokens", "g2"), (Cause.BARRIER, "slowest rank", "alarm"), (Cause.DATA, "its tokens", "s4"),
-    (Cause.LINK_BUSY, "port busy", "s3"),
-)  # fmt: skip
-
-
-def _idle_by_cause(axes: Axes, ranks: RankDetail, middles: NDArray[np.float64]) -> None:
-    """Idle time of each rank's engine, causes side by side."""
-    left = np.zeros(len(middles))
-    for cause, label, colour in _CAUSES:
-        seconds = np.array(ranks.idle_s.get(cause.value, (0.0,) * len(middles)))
-        if seconds.sum() > 0.0:
-            look: dict[str, Any] = {"color": stand_in(colour), "linewidth": 0, "label": label}
-            if len(middles) > 64:  # one outline instead of a bar for each
-                axes.fill_betweenx(middles, left * 1e3, (left + seconds) * 1e3, step="mid", **look)
-            else:
-                axes.barh(middles, seconds * 1e3, left=left * 1e3, height=ranks.n_ranks_per_row, **look)
-            left += seconds
-    axes.set_xlim(left=0)
-    axes.set_title("Engine idle (ms)")
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=7.5, handlelength=1.0)
-
-
-def _whole_numbers(axis: Axis) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _what_if_title(seen: _Seen) -> str:
+def _what_if_title(seen: Seen) -> str:
     """The change that would help the pass most, and by how much."""
     base, *others = seen.detail.what_if
     best = min(others, key=lambda row: row.time_s)
@@ -335,41 +225,6 @@ def _draw_visits(axes: Axes, layers: list[Counter[int]], home: int, token: int) 
             [x for x, _ in at], [d for _, d in at], "o", color=colour, markersize=2.0 * count**0.5, markeredgewidth=0
         )
     axes.grid(visible=False, axis="x")
-
-
-def _idle_s(ranks: RankDetail, *causes: Cause) -> float:
-    """Idle time of the mean rank's engine for some causes."""
-    rows = (ranks.idle_s.get(cause.value, ()) for cause in causes)
-    return sum(sum(row) / len(row) for row in rows if row)
-
-
-def _wait_title(seen: _Seen) -> str:
-    """How long engines stand idle for others, and for whom most."""
-    ranks = seen.ranks
-    waits_s = float(np.array(ranks.wait_s).sum(axis=1).mean())
-    title = f"Engines wait {time_text(waits_s)} of {time_text(seen.detail.time_s)}: {seen.system.name}, {seen.name}"
-    return title if not ranks.awaited else f"{title}; most for rank {ranks.awaited[0].rank}"
-
-
-def _queue_note(ranks: RankDetail) -> str:
-    if not ranks.queue_s or sum(ranks.queue_s) <= 0.0:
-        return ""
-    queue = time_text(sum(ranks.queue_s) / len(ranks.queue_s))
-    return f"Micro-batches queue for {queue} behind other work of their rank; its engine is busy then, so that is no waiting. "
-
-
-def _wait_alt(seen: _Seen) -> str:
-    ranks = seen.ranks
-    waits = np.array(ranks.wait_s)
-    sums, per_layer, step = waits.sum(axis=1), waits.mean(axis=0), ranks.n_ranks_per_row
-    own_s = _idle_s(ranks, Cause.TRANSFER)
-    return (
-        f"{ranks.n_ranks} ranks by {len(ranks.layers)} layers. The engine of rank {int(sums.argmax()) * step} waits longest, "
-        f"{time_text(float(sums.max()))} in all, that of rank {int(sums.argmin()) * step} shortest, "
-        f"{time_text(float(sums.min()))}; most is waited in layer {ranks.layers[int(per_layer.argmax())]}, "
-        f"{time_text(float(per_layer.max()))} on average. While own tokens move engines are idle for {time_text(own_s)}. "
-        f"{awaited_sentence(ranks)}"
-    ).strip()
 
 
 def _port_alt(ranks: RankDetail) -> str:

@@ -16,8 +16,10 @@ from moesim.report.document import (
     Table,
 )
 from moesim.report.figures import Figures, draw
-from moesim.report.figures_ranks import most_awaited, seen_passes, what_if_table
+from moesim.report.figures_ranks import what_if_table
+from moesim.report.figures_waits import most_awaited
 from moesim.report.host import HOST_TITLE, run_host_note
+from moesim.report.seen import seen_passes
 from moesim.report.tables import (
     comparison_table,
     flip_table,

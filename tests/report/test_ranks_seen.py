@@ -11,7 +11,8 @@ import pytest
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
 
 from moesim.report import load_result, write_report
-from moesim.report.figures_ranks import node_paths, port_use, wait_map, what_if, what_if_table
+from moesim.report.figures_ranks import node_paths, port_use, what_if, what_if_table
+from moesim.report.figures_waits import wait_map
 from moesim.report.trace import sampled_flows, trace_bytes
 from moesim.specs.scenario import Engine, ScenarioSpec
 from moesim.study.results import RankDetail, RunResult
