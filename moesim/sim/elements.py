@@ -89,11 +89,13 @@ class FairPort:
             jobs[0][1]()
             return
         self._advance()
-        self._jobs = [job for job in jobs if job[0] > 1e-9 * first]
+        # the first one is done even where its rest is too short to move the clock
+        rest = max(1e-9 * first, min(job[0] for job in jobs))
+        self._jobs = [job for job in jobs if job[0] > rest]
         if self._jobs:
             self._plan()
         for job in jobs:
-            if job[0] <= 1e-9 * first:
+            if job[0] <= rest:
                 job[1]()
 
 

@@ -68,6 +68,25 @@ def test_fair_ports_share_their_rate() -> None:
     assert port.busy_s == 6.0
 
 
+def test_a_fair_port_is_done_with_what_no_clock_can_tell_apart() -> None:
+    env = simpy.Environment(initial_time=1e6)
+    port, ends = FairPort(env), []
+
+    def job(at: float, seconds: float) -> object:
+        yield env.timeout(at)
+        yield port.submit(seconds)
+        ends.append(env.now)
+
+    # when the second comes, 1e-11 s of the first are left, less than steps of the clock at 1e6 s
+    for at, seconds in ((1.0, 1.0), (0.0, 1.0 + 1e-11)):
+        env.process(job(at, seconds))  # type: ignore[arg-type]
+    for _ in range(50):
+        if ends == [1e6 + 1.0, 1e6 + 2.0]:
+            return
+        env.step()
+    pytest.fail(f"ended so far: {ends}")
+
+
 def test_a_slow_rank_and_a_slow_link_by_hand() -> None:
     layer = (_compute("pre", (1, 1)), _exchange("dispatch", OpKind.DISPATCH, (2, 2), (2, 2)), _compute("post", (1, 1)))
     assert simulate(_program(*layer), COST).time_s == 4.5
