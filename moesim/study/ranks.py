@@ -97,7 +97,7 @@ def _why_slower(instance: Instance, step: Pass, seed: int | np.random.SeedSequen
         read.append(sum(float(np.mean(op.work.read_bytes)) * s.n_repeat for s, op in experts))
         rows.append(sum(float(np.mean(op.work.flops)) * s.n_repeat for s, op in experts))
     if read[1] > 1.001 * read[0]:
-        return f"slower: every expert is hit, so {read[1] / read[0] - 1.0:.1%} more of their bytes are read"
+        return f"slower: more experts are hit, so {read[1] / read[0] - 1.0:.1%} more of their bytes are read"
     if rows[1] > 1.001 * rows[0]:
         return f"slower: {rows[1] / rows[0] - 1.0:.1%} more rows, as every expert's are padded to whole tiles"
     return "slower: two micro-batches meet otherwise on engines and ports"
