@@ -288,5 +288,7 @@ class ServeScenarioSpec(Frozen):
     @model_validator(mode="after")
     def _closed_form(self) -> Self:
         if self.system.flow != EVEN:
-            raise ValueError("system.flow: is known to `moesim run` and `moesim sweep`; serve prices passes in closed form")
+            raise ValueError(
+                "system.flow: is known to `moesim run` and `moesim sweep`; serve prices passes in closed form"
+            )
         return self

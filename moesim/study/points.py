@@ -29,7 +29,7 @@ from moesim.study.instance import Instance, PassTime
 from moesim.study.passes import scatter, time_pass
 from moesim.study.results import Point
 from moesim.study.steady import PromptTimes
-from moesim.study.stepping import Stepping, mean_round, stepping_of
+from moesim.study.stepping import Stepping, mean_round, waits_of
 from moesim.study.uncertainty import Basis, Spread, exposure_of, spreads_of
 
 __all__ = ["System", "attention_in", "measure_point", "memory_report", "with_intervals"]
@@ -48,11 +48,12 @@ class System:
 
     @property
     def stepping(self) -> Stepping | None:
-        """How attention-DP ranks take prompts; None where no experts make them wait for each other."""
-        instance = self.instance
-        if instance.routed is None or instance.parallel.dp_size == 1 or self.n_members > 1:
+        """How attention-DP ranks and pipeline lanes take prompts; None where none wait for each other."""
+        parallel = self.instance.parallel
+        if self.n_members > 1:
             return None
-        return stepping_of(self.dp_prefill, instance.cost.calibration)
+        n_waiting = parallel.dp_size if self.instance.routed is not None else 1
+        return waits_of(self.dp_prefill, self.instance.cost.calibration, n_waiting=n_waiting, parallel=parallel)
 
     @property
     def members_per_slot(self) -> int:

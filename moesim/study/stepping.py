@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from moesim.cost import CalibratedOps
-from moesim.specs.parallel import DpPrefill
+from moesim.specs.parallel import DpPrefill, ParallelSpec
 from moesim.study.steady import PromptTimes, in_step
 
-__all__ = ["BALANCE_PASSES", "Round", "Stepping", "backend_of", "mean_round", "stepping_of"]
+__all__ = ["BALANCE_PASSES", "Round", "Stepping", "backend_of", "mean_round", "stepping_of", "waits_of"]
 
 Num = Any
 
@@ -52,6 +52,26 @@ def stepping_of(rule: DpPrefill | None, calibration: CalibratedOps | None) -> St
     return Stepping(rule, held, is_apart=backend == "sglang", is_spread=backend != "trtllm")
 
 
+def waits_of(
+    rule: DpPrefill | None, calibration: CalibratedOps | None, *, n_waiting: int, parallel: ParallelSpec
+) -> Stepping | None:
+    """How an instance takes prompts; None where neither ranks nor the lanes of a pipeline wait for each other.
+
+    Args:
+        rule: of attention-DP ranks, as asked for.
+        calibration: whose engine is meant.
+        n_waiting: attention-DP ranks that share experts; 1 where none do.
+        parallel: the split. A pipeline's lanes wait for long passes whatever the rule; with attention-DP ranks that do not wait
+            for each other that is left out.
+    """
+    found = stepping_of(rule, calibration)
+    if n_waiting > 1:
+        return found
+    if parallel.pp_size > 1 and parallel.dp_size == 1:
+        return replace(found, rule=DpPrefill.LOCKSTEP, hold_passes=0)
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """Means of an instance in steady state, numbers or arrays.
@@ -74,7 +94,8 @@ def mean_round(
     """Continuous batching with `requests` b on an instance: a round of decoding takes d, a request's O tokens O of them.
 
     Where nobody waits for another's prompts, each of the other b - 1 requests prefills once in that time, in full passes: gaps of
-    d + (b - 1) t_prefill / O. Ranks in step: `moesim.study.steady`, and a prompt waits for the pass under way.
+    d + (b - 1) t_prefill / O. Ranks in step, and lanes of a pipeline: `moesim.study.steady`; a prompt waits for the pass under
+    way.
 
     Args:
         decode_s: d.
@@ -83,7 +104,7 @@ def mean_round(
         output_tokens: O.
         prompts: their times.
         pp_size: pipeline stages, all busy.
-        stepping: None where ranks do not wait for each other.
+        stepping: None where neither ranks nor lanes wait for each other.
     """
     if stepping is None or not stepping.is_in_step:
         prefill_s = prompts.full_s / (prompts.n_per_pass * prompts.dp_size) / pp_size

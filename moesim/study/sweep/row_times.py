@@ -17,7 +17,7 @@ from moesim.ops import Phase
 from moesim.study.calibrated import basis_of
 from moesim.study.host import wait_s
 from moesim.study.steady import PromptTimes
-from moesim.study.stepping import Stepping, mean_round, stepping_of
+from moesim.study.stepping import Stepping, mean_round, waits_of
 from moesim.study.sweep.parts import WITH_ENDS, GroupCases, Parts
 from moesim.study.sweep.pass_times import PassTimes, exposure_in, hosted
 from moesim.study.sweep.passes import Passes
@@ -52,8 +52,9 @@ class RowTimes:
 
     @property
     def stepping(self) -> Stepping | None:
-        """How they take prompts."""
-        return stepping_of(self.cases.spec.dp_prefill, self.parts.calibration) if self.n_waiting > 1 else None
+        """How ranks and pipeline lanes take prompts; None where none wait for each other."""
+        rule, parts = self.cases.spec.dp_prefill, self.parts
+        return waits_of(rule, parts.calibration, n_waiting=self.n_waiting, parallel=parts.parallel)
 
     def answer(self, passes: Passes, experts: Experts) -> Generator[list[Ask], list[PassTimes], None]:
         """Yields the passes to be priced, and fills the columns."""
