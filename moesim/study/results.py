@@ -35,7 +35,7 @@ __all__ = [
     "SystemResult",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Point(Frozen):
