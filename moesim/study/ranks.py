@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from moesim.lowering import Pass
 from moesim.ops import OpKind
 from moesim.sim import FlowResult
+from moesim.study.even import even_draw
 from moesim.study.instance import Instance
 from moesim.study.ports import PortUse
 from moesim.study.results import AlternativeRow, AwaitedRow, PathSample, RankDetail
@@ -90,8 +91,8 @@ def alternatives(instance: Instance, step: Pass, seed: int | np.random.SeedSeque
 def _why_slower(instance: Instance, step: Pass, seed: int | np.random.SeedSequence) -> str:
     """What experts of a balanced pass have more of than those of the drawn one, mean over ranks."""
     read, rows = [], []
-    for one in (instance, instance.balanced()):
-        program = one.program(step, one.draw(step, np.random.default_rng(seed)))
+    for counts in (instance.draw(step, np.random.default_rng(seed)), even_draw(instance, step)):
+        program = instance.program(step, counts)
         parts = program.micro_batches or (program,)
         experts = [(s, op) for p in parts for s, op in p.ops() if op.kind is OpKind.GROUPED_GEMM]
         read.append(sum(float(np.mean(op.work.read_bytes)) * s.n_repeat for s, op in experts))

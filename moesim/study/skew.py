@@ -14,8 +14,8 @@ import numpy as np
 from moesim.analytic import estimate
 from moesim.cost import CostModel, usd_per_million_tokens
 from moesim.errors import InputError
-from moesim.lowering import Pass, Routed, expert_layout, route_model
-from moesim.lowering.route import Counts, place_experts, tokens_per_source
+from moesim.lowering import Pass, Routed, route_model
+from moesim.lowering.route import Counts, place_experts
 from moesim.memory import Outcome
 from moesim.ops import Phase
 from moesim.routing import Placement, RouterModel, max_over_mean
@@ -25,13 +25,13 @@ from moesim.specs.parallel import Overlap, ParallelSpec
 from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, RoutingSpec
 from moesim.specs.scenario import Engine
 from moesim.study.calibrated import calibration_for
+from moesim.study.even import even_counts
 from moesim.study.instance import Instance
 from moesim.study.single import hardware_for
 
 __all__ = [
     "SkewPoint",
     "SkewStudy",
-    "even_counts",
     "expert_bytes",
     "only_moe_block",
     "placed_instance",
@@ -198,25 +198,6 @@ def _placed(instance: Instance, how: PlacementKind, key: tuple[int, int], router
     )  # fmt: skip
     domain = instance.hardware.scale_up_domain_size
     return place_experts(PlacementSpec(kind=kind), router, instance.parallel, domain, n_group, None)
-
-
-def even_counts(instance: Instance, step: Pass) -> Counts:
-    """Counts under which every slot of every layer gets the same number of tokens (give or take one per source rank)."""
-    if instance.routed is None:
-        raise InputError("needs a MoE model", field="model", value=instance.model.name)
-    layout = expert_layout(instance.parallel, step.phase, instance.hardware.scale_up_domain_size)
-    tokens = tokens_per_source(step, layout)
-    found = {}
-    for (n_experts, top_k), placement in instance.routed.placements.items():
-        share = np.cumsum(placement.replicas, axis=1) / placement.n_slots
-        n_layers = len(instance.routed.layers[n_experts, top_k])
-        # running totals over sources keep every expert's total even, too
-        upto = np.rint(
-            np.cumsum(tokens)[None, :, None] * top_k * np.broadcast_to(share, (n_layers, n_experts))[:, None, :]
-        )
-        per_source = np.diff(upto, axis=1, prepend=0.0)
-        found[n_experts, top_k] = np.diff(per_source, axis=2, prepend=0.0).astype(np.int64).clip(min=0)
-    return found
 
 
 def expert_bytes(model: ModelSpec, ffn: MoeFfn) -> float:

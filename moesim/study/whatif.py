@@ -16,6 +16,7 @@ from moesim.specs.catalog import load_hardware, load_link
 from moesim.specs.flow import Granularity
 from moesim.specs.hardware import DeviceSpec, Hardware
 from moesim.specs.parallel import Overlap
+from moesim.study.even import even_draw
 from moesim.study.flow_settings import lending
 from moesim.study.halves import split_pass
 from moesim.study.instance import Instance
@@ -80,7 +81,7 @@ def what_if(instance: Instance, step: Pass, seed: Seed = 0, options: FlowOptions
     others = []
     for change in _changes(instance, step, options):
         how, changed = change.options or options, change.step or step
-        same = counts if change.draws_alike else change.instance.draw(changed, np.random.default_rng(seed))
+        same = _counts(change, changed, counts, seed)
         grouped = change.keeps_experts and _are_grouped(program)
         _, found = _run(change, changed, same, how, grouped=grouped)
         others.append(_alternative(change.name, change.note, found, result.time_s))
@@ -99,6 +100,14 @@ class _Change:
     keeps_experts: bool = False
     step: Pass | None = None
     options: FlowOptions | None = field(default=None)
+    is_even: bool = False
+
+
+def _counts(change: _Change, step: Pass, drawn: Counts | None, seed: Seed) -> Counts | None:
+    """The pass's own counts, even ones, or a draw of their own."""
+    if change.is_even:
+        return even_draw(change.instance, step)
+    return drawn if change.draws_alike else change.instance.draw(step, np.random.default_rng(seed))
 
 
 def _run(
@@ -150,7 +159,7 @@ def _changes(instance: Instance, step: Pass, options: FlowOptions | None) -> lis
         whole, note = _one_domain(hardware, rack)
         found.append(_Change(f"one NVLink domain of {rack}", note, _on(instance, whole), keeps_experts=True))
     if instance.routed is not None:
-        found.append(_Change("perfect balance", "every expert equally loaded", instance.balanced(), draws_alike=False))
+        found.append(_Change("perfect balance", "every slot equally loaded", instance, is_even=True))
     if instance.has_exchanges:
         found += _overlaps(instance, step)
     return found + _healed(instance, step, options)

@@ -19,10 +19,11 @@ from moesim.specs.catalog import load_model
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import PlacementKind, PlacementSpec, RoutingSpec
 from moesim.specs.scenario import Engine
+from moesim.study.even import even_counts
 from moesim.study.instance import build_instance
 from moesim.study.placement import locality_study, node_limit_study, replica_study, rows_of, window_study
 from moesim.study.single import hardware_for
-from moesim.study.skew import even_counts, expert_bytes, only_moe_block, placed_instance, price_of_skew
+from moesim.study.skew import expert_bytes, only_moe_block, placed_instance, price_of_skew
 
 PRESET = RoutingSpec(family="preset", preset="deepseek-v3")
 
