@@ -61,8 +61,10 @@ class _Rank:
         a, b = self.a, self.b
         if (a.is_in and a.floor_s <= at_s) or (b.is_in and b.floor_s <= at_s):
             self._leave(at_s)
+        # at a tie what came is before what a job that has just ended brings along, as in `_compute`
+        is_b_before = False
         while True:
-            side = a if a.at_s <= b.at_s else b
+            side = b if b.at_s < a.at_s or (is_b_before and b.at_s == a.at_s) else a
             came = side.at_s
             if came > at_s:
                 return
@@ -72,10 +74,12 @@ class _Rank:
                 side.arrival_s, side.begin_s, side.joined_s = came, begin, end
                 if side.beside_s is not None:
                     side.at_s, side.now_s, side.n_past = end, side.beside_s, 1
+                    is_b_before = side is a
                     continue
             else:
                 side.beside_begin_s = begin
             side.at_s, side.n_past = NEVER, 2
+            is_b_before = False
 
     def _leave(self, at_s: float) -> None:
         a, b = self.a, self.b

@@ -157,3 +157,20 @@ def test_many_jobs_on_a_receiving_port() -> None:
     last = ports.start(4.0, np.array([0.25]))
     assert float(last.end_s[0]) == 4.75
     assert [float(job.end_s[0]) for job in jobs] == [3.0, 5.25, 7.25]
+
+
+@pytest.mark.parametrize("n_few", [0, 99])
+def test_work_beside_an_exchange_queues_behind_a_compute_that_came_at_the_same_moment(n_few: int) -> None:
+    # rank 0 has nothing to compute before its exchange, so the 4 s beside it come when the other batch's compute does
+    zero_and_one, four, one = np.array([0.0, 1.0]), np.full(2, 4.0), np.ones(2)
+    first = [
+        Compute(0, zero_and_one, (("a", zero_and_one),)),
+        Exchange(0, "x", one, one, one, (("h", four),), 1.0, 1.0),
+    ]
+    second = [Compute(0, one, (("b", one),)), Meeting(0, "m", one)]
+    books = Books(2, record=True)
+    run_twins([first, second], books, n_few=n_few)
+    assert books.visits[1][1].joined_s[0].tolist() == [1.0, 2.0]
+    _compare(
+        lambda b: run_twins([first, second], b, n_few=n_few), lambda b: run_by_event([first, second], b), np.zeros(2)
+    )
