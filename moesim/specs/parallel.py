@@ -123,18 +123,20 @@ class ParallelSpec(Frozen):
                 _divides("tp_size", self.tp_size, "groups of heads", layer.attention.o_groups, model)
             if isinstance(layer.ffn, MoeFfn):
                 n_slots = layer.ffn.n_routed_experts + self.redundant_experts
-                _divides("ep_size", self.ep_size, "expert slots", n_slots, model)
+                missing = -n_slots % self.ep_size
+                hint = f"{self.redundant_experts + missing} redundant experts would fill {self.ep_size} ranks alike"
+                _divides("ep_size", self.ep_size, "expert slots", n_slots, model, hint)
                 _divides("etp_size", self.etp_size, "expert width", layer.ffn.moe_intermediate_size, model)
             elif layer.ffn is not None:
                 _divides("tp_size", self.tp_size, "FFN width", layer.ffn.intermediate_size, model)
 
 
-def _divides(field: str, size: int, what: str, n: int, model: ModelSpec) -> None:
+def _divides(field: str, size: int, what: str, n: int, model: ModelSpec, hint: str | None = None) -> None:
     if n % size:
         fits = [d for d in _divisors(n) if d <= 4 * size]
         raise ParallelError(
             f"{field} {size} does not divide the {n} {what} of {model.name}",
-            field=field, value=size, allowed=f"one of {fits}",
+            field=field, value=size, allowed=f"one of {fits}", hint=hint,
         )  # fmt: skip
 
 
