@@ -164,6 +164,7 @@ def _pool(
     return PoolPlan(
         role=role, n_instances=n, parallel=parallel, batch=batch, memory_bytes=memory.memory.total,
         capacity_bytes=memory.capacity_bytes, pass_s=pass_s, busy_frac=busy, bottleneck=_bottleneck(parts),
+        static_bytes=memory.memory.weights.total + memory.memory.kv_cache,
     )  # fmt: skip
 
 

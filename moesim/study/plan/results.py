@@ -31,7 +31,10 @@ class Bottleneck(Frozen):
 
 
 class PoolPlan(Frozen):
-    """Instances alike: `batch` requests at most on each of `n_instances`; memory is of the fullest rank."""
+    """Instances alike: `batch` requests at most on each of `n_instances`; memory is of the fullest rank.
+
+    `static_bytes` of it are weights and cache.
+    """
 
     role: Literal["serve", "prefill", "decode"]
     n_instances: int
@@ -42,6 +45,7 @@ class PoolPlan(Frozen):
     pass_s: float
     busy_frac: float | None
     bottleneck: Bottleneck
+    static_bytes: float | None = None
 
     @property
     def label(self) -> str:
@@ -173,6 +177,7 @@ class Confirmation(Frozen):
     rank_simulated: int | None
     n_requests: int
     note: str | None = None
+    batch: int = 0
 
 
 class HardwarePlan(Frozen):
