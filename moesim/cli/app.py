@@ -213,7 +213,7 @@ def placement(
     period: Annotated[
         list[int] | None, typer.Option(min=1, help="Steps between placements (window); repeat it.")
     ] = None,
-    calibration: Annotated[str | None, typer.Option(help="Calibration (price); the device's own by default.")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Calibration; the device's own by default.")] = None,
     seed: Seed = 0,
     json: Json = False,
     out: Annotated[Path | None, typer.Option(help="Folder for placement.json and a CSV for each study.")] = None,

@@ -41,14 +41,17 @@ def stragglers(slow_ranks: Sequence[str], slow_links: Sequence[str]) -> FlowSpec
     """
     found = {}
     for option, texts in (("--slow-rank", slow_ranks), ("--slow-link", slow_links)):
-        factors = {}
+        factors: dict[int, float] = {}
         for text in texts:
             rank, _, factor = text.partition(":")
             try:
-                factors[int(rank)] = float(factor)
+                number, times = int(rank), float(factor)
             except ValueError:
                 allowed = "such as 3:1.5"
                 raise InputError("needs a rank and a factor", field=option, value=text, allowed=allowed) from None
+            if number in factors:
+                raise InputError("names a rank twice", field=option, value=text, allowed="each rank once")
+            factors[number] = times
         try:
             name = "slow_ranks" if option == "--slow-rank" else "slow_links"
             found[name] = getattr(FlowSpec.model_validate({name: factors}), name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from moesim.cost import CostModel
 from moesim.errors import InputError
 from moesim.lowering import Pass
 from moesim.ops import Phase
@@ -19,6 +20,7 @@ from moesim.specs.model import ModelSpec
 from moesim.specs.parallel import ParallelSpec
 from moesim.specs.routing import PlacementKind, PlacementSpec, RouterFamily, RoutingSpec
 from moesim.specs.scenario import Engine
+from moesim.study.calibrated import calibration_for
 from moesim.study.instance import Instance, build_instance
 from moesim.study.placement import (
     COUPLING_NOTE,
@@ -133,7 +135,7 @@ def placement_tables(
     Raises:
         InputError: a study that does not apply, or a model or split that does not fit.
     """
-    wanted = tuple(studies) if studies is not None else _applying(question)
+    wanted = tuple(dict.fromkeys(studies)) if studies is not None else _applying(question)
     ground = _ground(question) if set(wanted) - {Study.PRICE} else None
     tables = []
     for i, study in enumerate(wanted):
@@ -154,9 +156,9 @@ def _ground(q: PlacementQuestion) -> _Ground:
     extra = -(-(ffn.n_routed_experts + extra) // q.ep_size) * q.ep_size - ffn.n_routed_experts
     split = ParallelSpec(dp_size=q.ep_size, ep_size=q.ep_size, redundant_experts=extra)
     routing = q.routers[0].model_copy(update={"placement": PlacementSpec(kind=PlacementKind.EPLB)})
-    instance = build_instance(
-        q.model, split, hardware_for(q.hardware, q.ep_size), routing, rng=np.random.default_rng(q.seed)
-    )
+    hardware = hardware_for(q.hardware, q.ep_size)
+    cost = CostModel.of(hardware, calibration_for(q.calibration, hardware.device.name))
+    instance = build_instance(q.model, split, hardware, routing, cost=cost, rng=np.random.default_rng(q.seed))
     routed = instance.routed
     if routed is None:
         raise InputError("needs a model with experts", field="model", value=q.model.name)

@@ -57,6 +57,13 @@ def test_all_studies_that_apply() -> None:
     assert often["moved_bytes_per_replacement"] > 0 == never["moved_bytes_per_replacement"]
 
 
+def test_a_study_asked_for_twice_is_done_once_and_step_times_share_the_calibration() -> None:
+    question = small("olmoe-1b-7b", "hgx_h100", 8)
+    price, window = placement_tables(question, [Study.PRICE, Study.WINDOW, Study.PRICE])
+    even_s, never_s = price.rows[0]["balanced_time_s"], window.rows[0]["step_s"]
+    assert even_s < never_s < 1.5 * even_s
+
+
 def test_limits_need_groups_and_show_what_they_save() -> None:
     question = small("deepseek-v3", "h100_x12_nodes", 32)
     (table,) = placement_tables(question, [Study.LIMITS])
