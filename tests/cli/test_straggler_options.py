@@ -56,6 +56,7 @@ def test_stragglers_and_overlap_change_the_answer(
     [
         (["--slow-rank", "16:2"], ("--slow-rank", "no such rank", "0..15")),
         (["--slow-rank", "three"], ("--slow-rank", "3:1.5")),
+        (["--slow-rank", "3:2", "--slow-rank", "3:1.5"], ("--slow-rank", "twice")),
         (["--slow-rank", "3:0.5"], ("--slow-rank", "2 takes twice as long")),
         (["--slow-link", "3:nan"], ("--slow-link",)),
         (["--slow-link", "1:2", "--engine", "analytic"], ("--slow-link", "engine flow")),
