@@ -172,10 +172,12 @@ class Instance:
         """Sequences that a pass of `batch` costs: attention-DP ranks that share experts run as many tokens as the fullest.
 
         Source: vLLM pads to it for CUDA graphs (coordinate_batch_across_dp), TensorRT-LLM gives idle ranks dummy requests; the
-        serving simulation does the same.
+        serving simulation does the same. Groups whose loads are given have theirs, without padding.
         """
         dp = self.parallel.dp_size
-        return float(batch if dp == 1 or self.routed is None else math.ceil(batch / dp) * dp)
+        if dp == 1 or self.routed is None or self.settings.sequences(math.ceil(batch), dp) is not None:
+            return float(batch)
+        return float(math.ceil(batch / dp) * dp)
 
     def decode_pass(self, batch: float, context: float) -> Pass:
         """One output token for each of `batch` sequences; pipeline stages work on equal shares of the batch in turn."""
