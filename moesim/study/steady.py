@@ -140,8 +140,10 @@ class _Tables:
     def of(cls, prompts: PromptTimes, hold_passes: int, is_spread: bool) -> _Tables:
         """The tables that some cases need."""
         c = np.asarray(prompts.n_chunks, dtype=np.int64)
-        fit = np.where(c > 1, 1, np.minimum(np.asarray(prompts.n_per_pass, dtype=np.int64), MOST_PACKED))
-        codes, most = fit * 65536 + np.minimum(c, 65535), np.asarray(prompts.n_per_pass, dtype=float) / c
+        fit = np.where(c > 1, 1, np.asarray(prompts.n_per_pass, dtype=np.int64))
+        if hold_passes:  # a start of more is as good as several
+            fit = np.minimum(fit, MOST_PACKED)
+        codes, most = fit * 65536 + np.minimum(c, 65535), fit / c
         if codes.size == 1:
             code = int(codes.flat[0])
             return cls(
@@ -190,7 +192,7 @@ def _table(n_ranks: int, n_fit: int, n_chunks: int, hold_passes: int, is_spread:
     busy[0] = 1e-9
     if hold_passes == 0:  # ranks take chunks as they come
         q = _queue(busy * n_fit, n_fit)
-        any_rank, own = -np.expm1(-n_ranks * q), -np.expm1(-q)
+        any_rank, own = -np.expm1(-n_ranks * q), np.minimum(-np.expm1(-q), MOST_BUSY)
         return (
             any_rank / n_chunks / busy,
             _fullest(q, n_fit, n_ranks, is_spread=is_spread) / n_chunks / busy,

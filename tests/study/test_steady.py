@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moesim.cost import CostModel
@@ -74,6 +74,8 @@ def test_shares_of_passes_against_queues_played_out(k, output, n_ranks, n_fit, h
     assert rate == pytest.approx(prompts, rel=0.06)
 
 
+@example(0.0625, 1.0, 39, 1, 1, 46, 1, 0, True)
+@example(0.0625, 1.0, 6, 1, 1, 79, 1, 0, False)
 @given(
     st.floats(1e-3, 0.1), st.floats(0.01, 1.0), st.integers(1, 4096), st.integers(1, 2000), st.sampled_from([1, 2, 8, 32]),
     st.integers(1, 80), st.integers(1, 4), st.sampled_from([0, 50]), st.booleans(),
