@@ -18,6 +18,7 @@ from moesim.cost.exchange import lent_ratio
 from moesim.cost.exchange_kernels import kernels_s
 from moesim.ops import COLLECTIVES, EXCHANGES, Num, Op, OpKind, Program, Segment
 from moesim.specs.base import Origin, weakest
+from moesim.specs.dtypes import Dtype
 
 __all__ = ["OpLine", "StepEstimate", "barrier_groups", "estimate", "step_time"]
 
@@ -42,6 +43,7 @@ class OpLine:
     origin: Origin
     error_frac: float | None
     is_extrapolated: bool
+    dtype: Dtype = Dtype.BF16
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +293,7 @@ def _line(
     # by position: a report asks for hundreds of these, and keywords cost a third of the time
     return OpLine(
         op.name, op.group, segment.name, op.kind, n, time_s, hidden_s, cost.bound, flops, moved, cost.origin,
-        _mean(cost.error_frac), cost.is_extrapolated,
+        _mean(cost.error_frac), cost.is_extrapolated, op.dtype,
     )  # fmt: skip
 
 

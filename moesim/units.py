@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 GIB = 2.0**30
+#: Shorter times are what is left of a difference of longer ones.
+_LEAST_S = 1e-12
 #: quantiphy takes "1,5 GB" for 15 GB, and names and comments around a quantity.
 _NOT_IN_A_NUMBER = (",", "=", "#", "--")
 
@@ -105,7 +107,11 @@ def show(value: float, unit: str, digits: int = 3) -> str:
     '4.8 TB/s'
     >>> show(0.00123, "s"), show(1.979e15, "FLOP/s")
     ('1.23 ms', '1.98 PFLOP/s')
+    >>> show(4.3e-19, "s")
+    '0 s'
     """
+    if unit == "s" and abs(value) < _LEAST_S:
+        value = 0.0
     return str(_Shown(value, unit).render(prec=digits - 1))
 
 

@@ -97,3 +97,10 @@ def test_show_has_decimal_prefixes_and_survives_a_round_trip() -> None:
     assert show(1234567.0, "B", digits=3) == "1.23 MB"
     for value in (1.0, 999.0, 1e3, 12.5e9, 3.35e12):
         assert math.isclose(parse(show(value, "B", digits=6), BYTES), value, rel_tol=1e-5)
+
+
+def test_what_is_left_of_a_difference_of_times_is_nothing() -> None:
+    for dust in (1.34e-15, 6.29e-18, -434e-21, 0.0, -0.0):
+        assert show(dust, "s") == "0 s"
+    assert show(2e-12, "s") == "2 ps"
+    assert show(1e-15, "B") != "0 B"

@@ -15,7 +15,7 @@ from moesim.specs.scenario import Engine
 from moesim.study.results import RunResult, SystemResult
 from moesim.study.run import load_scenario, run_scenario
 
-__all__ = ["check_out", "report_command", "run_command"]
+__all__ = ["check_out", "refused", "report_command", "run_command"]
 
 
 def run_command(scenario: str, out: Path | None, engine: str | None, seed: int | None) -> None:
@@ -57,6 +57,8 @@ def _say(result: RunResult, out_dir: Path, seconds: float | None) -> None:
     print(f"\n{result.scenario.title}, {at} requests in flight")
     header = ("system", "active", "TTFT ms", "TPOT ms", "90%", "tok/s", "GB/rank", "J/tok", "$/Mtok")
     table(header, [_row(system, at) for system in result.systems])
+    for line in refused(result):
+        print(line)
     note = run_host_note(result)
     if note:
         print(f"{HOST_TITLE}. {note}")
@@ -66,14 +68,29 @@ def _say(result: RunResult, out_dir: Path, seconds: float | None) -> None:
     print(f"\nwritten to {out_dir / 'report.html'}{took}")
 
 
+def refused(result: RunResult) -> list[str]:
+    """Loads that do not run and why the smallest does not: a line for systems of which the same is true."""
+    found: dict[str, list[str]] = {}
+    for system in result.systems:
+        out = [p for p in system.points if p.outcome != "ok"]
+        if out:
+            first, loads = out[0], ", ".join(f"{p.concurrency:,}" for p in out)
+            why = (
+                f" ({first.reason.rstrip('.')}{f', at {first.concurrency:,}' * (len(out) > 1)})" if first.reason else ""
+            )
+            found.setdefault(f"{loads} in flight: {first.outcome.replace('_', ' ')}{why}", []).append(system.name)
+    return [f"! {', '.join(names)} with {what}" for what, names in found.items()]
+
+
 def _row(system: SystemResult, at: int) -> tuple[str, ...]:
     p = next(point for point in system.points if point.concurrency == at)
     size = (system.name, f"{system.n_active_params / 1e9:.1f}/{system.n_params / 1e9:.0f}B")
+    memory = "?" if p.memory_bytes_per_device is None else f"{p.memory_bytes_per_device / 1e9:.0f}"
     if p.ttft_s is None or p.tpot_s is None or p.output_tokens_per_s is None:
-        return (*size, p.outcome, "", "", "", f"{system.memory.total_bytes / 1e9:.0f}", "", "")
+        return (*size, p.outcome, "", "", "", memory, "", "")
     energy = "" if p.energy_j_per_output_token is None else f"{p.energy_j_per_output_token:.2f}"
     usd = "" if p.usd_per_million_output_tokens is None else f"{p.usd_per_million_output_tokens:.2f}"
     times = (f"{p.ttft_s * 1e3:.0f}", f"{p.tpot_s * 1e3:.1f}", f"{p.output_tokens_per_s:,.0f}")
     ends = p.intervals.get("tpot_s")
     interval = "assumption only" if ends is None else f"{ends[0] * 1e3:.1f}-{ends[1] * 1e3:.1f}"
-    return (*size, *times[:2], interval, times[2], f"{system.memory.total_bytes / 1e9:.0f}", energy, usd)
+    return (*size, *times[:2], interval, times[2], memory, energy, usd)

@@ -10,7 +10,7 @@ from moesim.report.colours import GROUP_COLOUR, WEIGHT_COLOUR, stand_in, system_
 from moesim.report.document import FigureBlock
 from moesim.report.findings import breakdown_title, latency_title, memory_title, pareto_title
 from moesim.report.svg import drawing, log_axis, to_svg
-from moesim.report.text import group_label, number, short_name, time_text
+from moesim.report.text import TTFT_WORDS, group_label, number, short_name, time_text
 from moesim.specs.scenario import SystemKind
 from moesim.study.results import MemoryResult, PhaseDetail, RunResult, SystemResult
 
@@ -44,7 +44,7 @@ def latency(result: RunResult) -> FigureBlock | None:
         for index, system in enumerate(result.systems):
             _line(left, index, system, "tpot_s", 1e3)
             _line(right, index, system, "ttft_s", 1e3)
-        for axes, title in ((left, "Time per output token (ms)"), (right, "Time to first token, unloaded (ms)")):
+        for axes, title in ((left, "Time per output token (ms)"), (right, "Time to first token (ms)")):
             log_axis(axes, "y")
             ticks = sorted({p.concurrency for s in result.systems for p in s.points})
             log_axis(axes, "x", [float(t) for t in ticks], [f"{t:,}" for t in ticks])
@@ -56,7 +56,7 @@ def latency(result: RunResult) -> FigureBlock | None:
     return FigureBlock(
         "latency", title, _latency_alt(result), svg,
         "Lower is better. Bands are 90% intervals where the times rest on measurements; a line without a band rests on "
-        "assumptions. A line ends where the system no longer fits in memory.",
+        "assumptions. A line ends where the system no longer fits in memory. " + TTFT_WORDS,
     )  # fmt: skip
 
 
@@ -321,9 +321,9 @@ def _latency_alt(result: RunResult) -> str:
     for system in result.systems:
         ok = [p for p in system.points if p.tpot_s is not None]
         if ok:
+            last = f", {time_text(ok[-1].tpot_s)} at {ok[-1].concurrency}" if len(ok) > 1 else ""
             parts.append(
-                f"{system.name}: {time_text(ok[0].tpot_s)} per output token at {ok[0].concurrency} in flight, "
-                f"{time_text(ok[-1].tpot_s)} at {ok[-1].concurrency}"
+                f"{system.name}: {time_text(ok[0].tpot_s)} per output token at {ok[0].concurrency} in flight{last}"
             )
     return "; ".join(parts) or "No system fits."
 

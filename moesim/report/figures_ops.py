@@ -11,6 +11,7 @@ from moesim.report.document import FigureBlock
 from moesim.report.figures_cost import HALO
 from moesim.report.findings import gap_title
 from moesim.report.svg import drawing, log_axis, to_svg
+from moesim.report.tables import peak_of
 from moesim.report.text import number, short_name, time_text
 from moesim.study.results import OperatorRow, PhaseDetail, RunResult, SystemResult
 
@@ -62,7 +63,8 @@ def roofline(result: RunResult) -> FigureBlock | None:
             )  # fmt: skip
             tips[gid] = (
                 f"{result.systems[dot.system].name}, {dot.phase}, {dot.row.name}: {time_text(dot.row.time_s)} "
-                f"({dot.share:.0%} of the pass), {number(dot.intensity)} flop/byte, {number(dot.rate / 1e12)} TFLOP/s"
+                f"({dot.share:.0%} of the pass), {number(dot.intensity)} flop/byte, {number(dot.rate / 1e12)} TFLOP/s, "
+                f"{_share_of_peak(result, dot.row)}"
             )
         axes.set_xlim(low, high)
         axes.set_ylim(min(d.rate for d in dots) / 2, top * 2.6)
@@ -80,7 +82,8 @@ def roofline(result: RunResult) -> FigureBlock | None:
     return FigureBlock(
         "roofline", title, alt, svg,
         "Filled circles are decode, open squares prefill; area is the share of the pass. Left of the ridge memory bandwidth "
-        "is the roof, right of it arithmetic. Flops are those that kernels run, experts' rows padded to their tiles. "
+        "is the roof, right of it the peak of the arithmetic that the operator runs "
+        "in. Flops are those that kernels run, experts' rows padded to their tiles. "
         "Left out: communication, operators without arithmetic to speak of, those below 0.3% of their pass, and dense twins.",
     )  # fmt: skip
 
@@ -243,6 +246,11 @@ def _waits(axes: Axes, detail: PhaseDetail) -> None:
     axes.set_title("Waits by cause (ms, mean per rank)")
 
 
+def _share_of_peak(result: RunResult, row: OperatorRow) -> str:
+    name, peak = peak_of(result, row)
+    return f"{row.flops / row.time_s / peak:.0%} of the peak of {name}"
+
+
 def _roofline_title(result: RunResult, dots: list[_Dot]) -> str:
     """What bounds most of the reference's time, by phase."""
     name, found = result.scenario.reference.name, []
@@ -263,12 +271,13 @@ def _roofline_title(result: RunResult, dots: list[_Dot]) -> str:
 
 def _roofline_alt(result: RunResult, dots: list[_Dot]) -> str:
     largest = sorted(dots, key=lambda d: -d.share)[:4]
-    ridge = result.peak_flop_per_s.get("bf16", max(result.peak_flop_per_s.values())) / result.memory_bytes_per_s
+    peaks = dict(sorted({peak_of(result, d.row) for d in dots}, key=lambda p: (p[1], p[0])))
+    ridges = " and ".join(f"{number(peak / result.memory_bytes_per_s)} ({name})" for name, peak in peaks.items())
     named = "; ".join(
         f"{result.systems[d.system].name} {d.phase} {d.row.name}: {number(d.intensity)} flop per byte, {d.row.bound} bound"
         for d in largest
     )
-    return f"The ridge lies at {number(ridge)} flop per byte. {named}."
+    return f"The ridge lies at {ridges} flop per byte. {named}."
 
 
 def _gap_alt(system: SystemResult, detail: PhaseDetail) -> str:

@@ -245,10 +245,14 @@ def _trace_note(result: RunResult) -> str:
             f" Of the {ranks.n_ranks} ranks it holds {len(ranks.trace_ranks)}: homes of sampled tokens, the most waited for, "
             "those that work most and least and wait most, and ranks of the tokens' experts."
         )
+    full = any(s.full_prefill is not None for s in result.systems)
+    absent = next((s.no_full_prefill for s in result.systems if s.no_full_prefill is not None), None)
     return (
-        " Where trace.perfetto-trace lies beside this page (trace-prefill for the full prefill), open it at ui.perfetto.dev: "
-        "waits there name the rank they are for (waits_for_rank), and arrows follow sampled tokens (token) to experts and back."
+        f" Where trace.perfetto-trace lies beside this page{' (trace-prefill for the full prefill)' * full}, open it at "
+        "ui.perfetto.dev: waits there name the rank they are for (waits_for_rank), and arrows follow sampled tokens "
+        "(token) to experts and back."
         + some
+        + (f" The full prefill, with prompts on all attention-DP ranks, is not shown: {absent}." if absent else "")
     )
 
 

@@ -12,6 +12,7 @@ from moesim.report.document import Bullets, Callout, Document, Paragraph, Sectio
 from moesim.report.host import HOST_TITLE, host_note
 from moesim.report.page import TABLE, render_explorer
 from moesim.report.sweep_figures import bars, heat, parallel, pareto
+from moesim.report.text import TTFT_WORDS
 from moesim.specs.sweep import Question
 from moesim.study.sweep.findings import best_case, effects, front, swings
 from moesim.study.sweep.law_words import law_notes
@@ -126,7 +127,7 @@ def _constraint(c: Any) -> str:
 
 def _notes(result: SweepResult) -> tuple[str, ...]:
     notes = [
-        "A fixed number of requests is in flight and no request waits for admission; TTFT is of a request alone.",
+        f"A fixed number of requests is in flight. {TTFT_WORDS}",
         "Dollars are list prices or assumptions of the hardware files; energy is an estimate from board power.",
         "Constraints are met by whole multiples, so parameters differ between cases by up to each constraint's tolerance.",
     ]

@@ -12,6 +12,7 @@ from moesim.report.text import (
     BASIS_WORDS,
     KIND_WORDS,
     ORIGIN_WORDS,
+    TTFT_WORDS,
     bytes_text,
     group_label,
     multiple,
@@ -31,6 +32,7 @@ __all__ = [
     "inputs_table",
     "memory_table",
     "operator_tables",
+    "peak_of",
     "point_of",
     "quality_table",
     "results_table",
@@ -101,9 +103,8 @@ def results_table(result: RunResult, concurrencies: Sequence[int], key: str, cap
     points = [p for c in concurrencies for s in result.systems if (p := point_of(s, c)) is not None]
     return Table(
         key, caption, headings, numeric, tuple(rows), _times_note(result, points),
-        "Below each number its 90% interval. TTFT is the prefill of one request that does not queue. TPOT is the mean gap "
-        "between output tokens. Dollars and energy are for output tokens, prefill included. Bold is best, whatever the "
-        "intervals.",
+        f"Below each number its 90% interval. {TTFT_WORDS} TPOT is the mean gap between output tokens. Dollars and energy "
+        "are for output tokens, prefill included. Bold is best, whatever the intervals.",
     )  # fmt: skip
 
 
@@ -218,7 +219,10 @@ def operator_tables(result: RunResult) -> list[Table]:
     return tables
 
 
-_RUN = "GFLOP run, and MFU from it: what kernels execute, experts' rows padded to their tiles."
+_RUN = (
+    'GFLOP run, and MFU from it: what kernels execute, experts\' rows padded to their tiles. MFU and "of peak" are of the '
+    "arithmetic that each operator runs in."
+)
 
 
 _RULE_WORDS = {"geometric_mean": "geometric mean of active and total", "scaling_law": "scaling law of loss"}
@@ -345,13 +349,19 @@ def _operator_row(result: RunResult, r: OperatorRow, pass_s: float) -> tuple[Cel
     )  # fmt: skip
 
 
+def peak_of(result: RunResult, r: OperatorRow) -> tuple[str, float]:
+    """Name and flop/s of the peak of the arithmetic that an operator runs in; results of old do not say which."""
+    name = r.arithmetic or ("bf16" if "bf16" in result.peak_flop_per_s else "fp32")
+    return name, result.peak_flop_per_s.get(name, max(result.peak_flop_per_s.values()))
+
+
 def _of_peak(result: RunResult, r: OperatorRow) -> str:
     if r.time_s <= 0 or r.bound in ("link", "latency"):
         return "–"
     if r.bound == "memory":
         return f"{r.moved_bytes / r.time_s / result.memory_bytes_per_s:.0%} of bandwidth"
-    peak = result.peak_flop_per_s.get("bf16", max(result.peak_flop_per_s.values()))
-    return f"{r.flops / r.time_s / peak:.0%} of bf16"
+    name, peak = peak_of(result, r)
+    return f"{r.flops / r.time_s / peak:.0%} of {name}"
 
 
 def _times_note(result: RunResult, points: Sequence[Point]) -> str:

@@ -11,6 +11,7 @@ __all__ = [
     "BASIS_WORDS",
     "KIND_WORDS",
     "ORIGIN_WORDS",
+    "TTFT_WORDS",
     "bytes_text",
     "compact",
     "group_label",
@@ -43,6 +44,13 @@ BASIS_WORDS = {
 }
 
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+#: What the TTFT of `run` and `sweep` is (moesim.study.points).
+TTFT_WORDS = (
+    "TTFT is a request's own prefill and, with a serving stack, the way to the server and the wait for its scheduler; where "
+    "attention-DP ranks or pipeline lanes step together, also the pass under way and prompts that go first. There is no wait for "
+    "admission."
+)
 
 KIND_WORDS = {"dense": "dense", "ensemble": "ensemble", "moe": "MoE"}
 

@@ -13,7 +13,7 @@ from moesim.lowering import Pass
 from moesim.lowering.route import Counts
 from moesim.ops import Program
 from moesim.sim import FlowResult
-from moesim.specs.dtypes import Dtype
+from moesim.specs.hardware import PeakFlops
 from moesim.specs.scenario import Engine
 from moesim.specs.workload import WorkloadSpec
 from moesim.study.host import with_host
@@ -57,8 +57,8 @@ def phase_detail(
     detail = PhaseDetail(
         phase=step.phase.value, concurrency=concurrency, n_tokens=float(step.n_tokens), context=float(step.kv_len),
         time_s=time_s, imbalance_s=result.imbalance_s, exposed_comm_s=passing.exposed_comm_s,
-        hidden_comm_s=passing.hidden_comm_s, slower_wait_s=passing.slower_wait_s, mfu=mfu, mbu=mbu, operators=_rows(result),
-        gap=gap, ranks=seen.ranks,
+        hidden_comm_s=passing.hidden_comm_s, slower_wait_s=passing.slower_wait_s, mfu=mfu, mbu=mbu,
+        operators=_rows(result, instance.hardware.device.peak_flop_per_s), gap=gap, ranks=seen.ranks,
     )  # fmt: skip
     return Explained(detail, seen.timeline, counts, seen.paths)
 
@@ -105,31 +105,31 @@ def _gap(instance: Instance, step: Pass, counts: Counts | None) -> tuple[GapSpli
     return gap, estimate(program, instance.cost), program, final
 
 
-def _rows(result: StepEstimate) -> tuple[OperatorRow, ...]:
+def _rows(result: StepEstimate, peaks: PeakFlops) -> tuple[OperatorRow, ...]:
     """Operators of the breakdown; those of two micro-batches together."""
     lines: dict[tuple[str, str], list[OpLine]] = {}
     for line in result.lines:
         lines.setdefault((line.segment, line.name), []).append(line)
-    return tuple(_operator(same) for same in lines.values())
+    return tuple(_operator(same, peaks) for same in lines.values())
 
 
-def _operator(lines: Sequence[OpLine]) -> OperatorRow:
+def _operator(lines: Sequence[OpLine], peaks: PeakFlops) -> OperatorRow:
     first = max(lines, key=lambda line: line.time_s)
     return OperatorRow(
         name=first.name, group=first.group, segment=first.segment, n_repeat=max(line.n_repeat for line in lines),
         time_s=sum(line.time_s for line in lines), hidden_s=sum(line.hidden_s for line in lines), bound=first.bound.value,
         flops=sum(line.flops for line in lines), moved_bytes=sum(line.moved_bytes for line in lines), origin=first.origin,
         error_frac=first.error_frac, is_extrapolated=any(line.is_extrapolated for line in lines),
+        arithmetic=peaks.arithmetic_for(first.dtype),
     )  # fmt: skip
 
 
 def _utilisation(instance: Instance, result: StepEstimate, time_s: float) -> tuple[float, float]:
-    """Flops and bytes of the slowest rank over what its device could do in the time, at bf16 (or the experts') peak."""
+    """Share of the time that the slowest rank needs at its device's peaks: each operator's arithmetic, and the bandwidth."""
     device = instance.hardware.device
-    rate = max(device.peak_flop_per_s.rate(d) for d in (Dtype.BF16, instance.model.storage.expert_activation))
     compute = [line for line in result.lines if line.group != "communication"]
     n_stages = instance.parallel.pp_size
-    mfu = sum(line.flops for line in compute) / (rate * time_s * n_stages)
+    mfu = sum(line.flops / device.peak_flop_per_s.rate(line.dtype) for line in compute) / (time_s * n_stages)
     mbu = sum(line.moved_bytes for line in compute) / (device.memory_bytes_per_s * time_s * n_stages)
     return mfu, mbu
 

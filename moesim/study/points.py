@@ -19,11 +19,12 @@ from moesim.memory import MemoryReport, Outcome
 from moesim.ops import OpKind
 from moesim.specs.hardware import DeviceSpec, Hardware
 from moesim.specs.model import MoeFfn
-from moesim.specs.parallel import DpPrefill
+from moesim.specs.parallel import DpPrefill, Overlap
 from moesim.specs.scenario import Engine
 from moesim.specs.workload import WorkloadSpec
 from moesim.study.calibrated import basis_of
 from moesim.study.chunks import time_of_chunks
+from moesim.study.halves import split_pass
 from moesim.study.host import wait_s
 from moesim.study.instance import Instance, PassTime
 from moesim.study.passes import scatter, time_pass
@@ -159,21 +160,36 @@ def memory_report(system: System, workload: WorkloadSpec, batch: int, *, explain
 
 
 def weight_bytes_read(system: System, requests_per_slot: float, n_active: float) -> float:
-    """Weight bytes that one decode step of one slot reads from memory, over all its ranks: experts only if hit."""
+    """Weight bytes that one decode step of one slot reads from memory, over all its ranks: experts only if hit.
+
+    Each of two micro-batches reads the weights of its own requests.
+    """
     instance = system.instance
     parallel = instance.parallel.model_copy(update={"redundant_experts": 0})
     weights = instance.memory(1, 1, 1).memory.weights
     looked_up = 0.0 if instance.model.tie_word_embeddings else weights.embedding
     shared = weights.total - weights.routed_experts - looked_up
-    total = shared * parallel.n_ranks
+    batches = _micro_batches(instance, max(1.0, requests_per_slot))
+    total = shared * parallel.n_ranks * len(batches)
     if instance.routed is not None:
         s = instance.model.storage.routed_experts.bytes_per_element
         for (n_experts, top_k), router in instance.routed.routers.items():
             ffn = instance.model.layers[instance.routed.layers[n_experts, top_k][0]].ffn
             if isinstance(ffn, MoeFfn):
-                hit = float(router.expected_distinct(max(1.0, requests_per_slot)).sum())
+                hit = sum(float(router.expected_distinct(batch).sum()) for batch in batches)
                 total += hit * ffn.expert_params(instance.model.hidden_size) * s
     return total * max(1.0, n_active)
+
+
+def _micro_batches(instance: Instance, requests: float) -> tuple[float, ...]:
+    """Requests of each part of a decode step that runs as one."""
+    if instance.overlap is not Overlap.TWO_BATCH or not instance.has_exchanges:
+        return (requests,)
+    halves = split_pass(instance.decode_pass(requests, 1.0), instance.parallel.dp_size)
+    if halves is None:
+        return (requests,)
+    whole = sum(float(half.batch) for half in halves)
+    return tuple(requests * float(half.batch) / whole for half in halves)
 
 
 def _decode_round(

@@ -41,11 +41,11 @@ SCHEMA_VERSION = 2
 class Point(Frozen):
     """One system at one concurrency (requests in flight on the whole hardware).
 
-    `ttft_s` is the prefill of one request without queueing behind others (with a serving stack: as its client sees it); `tpot_s`
-    the mean gap between output tokens with prefills of other requests in between, `decode_step_s` without them. Rates are of the
-    whole hardware unless named otherwise. All None where `outcome` is not "ok". `intervals` holds the 90% interval of each result
-    by its name (none: assumption only), `interval_basis` what stands behind them; `error_frac` is the half-width of that of
-    `tpot_s`, as a fraction.
+    `ttft_s` is a request's own prefill and the waits of steady state before it (docs/results-schema.md, Point), not that for
+    admission; `tpot_s` the mean gap between output tokens with prefills of other requests in between, `decode_step_s` without
+    them. Rates are of the whole hardware unless named otherwise. All None where `outcome` is not "ok", but for
+    `memory_bytes_per_device`, the demand. `intervals` holds the 90% interval of each result by its name (none: assumption only),
+    `interval_basis` what stands behind them; `error_frac` is the half-width of that of `tpot_s`, as a fraction.
     """
 
     concurrency: int
@@ -60,6 +60,7 @@ class Point(Frozen):
     energy_j_per_output_token: float | None = None
     usd_per_million_output_tokens: float | None = None
     weight_bytes_read_per_step: float | None = None
+    memory_bytes_per_device: float | None = None
     exposed_comm_frac: float | None = None
     error_frac: float | None = None
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
@@ -94,7 +95,10 @@ class MemoryResult(Frozen):
 
 
 class OperatorRow(Frozen):
-    """An operator of a pass on the rank that everyone waits for, over all layers of its segment."""
+    """An operator of a pass on the rank that everyone waits for, over all layers of its segment.
+
+    `arithmetic` names the peak of the device that its products could reach, such as ``fp8``.
+    """
 
     name: str
     group: str
@@ -108,6 +112,7 @@ class OperatorRow(Frozen):
     origin: Origin
     error_frac: float | None = None
     is_extrapolated: bool = False
+    arithmetic: str | None = None
 
 
 class GapSplit(Frozen):
@@ -244,6 +249,7 @@ class SystemResult(Frozen):
     """All about one system. `basis` tells how a dense twin was made; `named` for the scenario's own systems.
 
     `details` are a decode and a prefill of one prompt; `full_prefill` is one with prompts on all attention-DP ranks, simulated.
+    `no_full_prefill` says why it is absent where one would be meant.
     """
 
     name: str
@@ -265,6 +271,7 @@ class SystemResult(Frozen):
     points: tuple[Point, ...]
     details: tuple[PhaseDetail, ...] = ()
     full_prefill: PhaseDetail | None = None
+    no_full_prefill: str | None = None
     expert_load: ExpertLoad | None = None
     paths: PathSample | None = None
     notes: tuple[str, ...] = ()

@@ -33,6 +33,7 @@ from moesim.study.results import (
     FlipCurve,
     MemoryResult,
     PhaseDetail,
+    Point,
     QualitySensitivity,
     RunResult,
     SystemResult,
@@ -146,7 +147,8 @@ class _Runner:
         system, instance = candidate.system, candidate.system.instance
         workload, model = self.scenario.workload, candidate.system.instance.model
         points = tuple(
-            measure_point(system, self.hardware, workload, n, self.engine, self.rng()) for n in workload.concurrency
+            self.with_memory(system, measure_point(system, self.hardware, workload, n, self.engine, self.rng()))
+            for n in workload.concurrency
         )
         batch = max(1.0, self.at / max(system.n_instances, system.n_members))
         decode = instance.decode_pass(batch, workload.mean_context)
@@ -158,9 +160,9 @@ class _Runner:
             stream = self.streams.spawn(1)[0]
             passes.append(self.detail(instance, step, stream, by_rank=is_reference and step is decode))
         seen = passes[0]
-        full = None
+        full, absent = None, None
         if is_reference and self.engine is Engine.FLOW and instance.has_exchanges:
-            full = self.full_prefill(instance)
+            full, absent = self.full_prefill(instance)
         ffn = model.moe_ffn
         result = SystemResult(
             name=candidate.spec.name, kind=candidate.spec.kind, basis=candidate.basis, model=model.name, hf_id=model.hf_id,
@@ -169,6 +171,7 @@ class _Runner:
             n_members=system.n_members, parallel=instance.parallel.label, n_ranks_per_instance=instance.parallel.n_ranks,
             n_instances=system.n_instances, weight_dtypes=_dtypes(candidate), routing=_routing(candidate),
             memory=self.memory(system), points=points, details=tuple(found.detail for found in passes), full_prefill=full,
+            no_full_prefill=absent,
             expert_load=expert_load(instance, decode, self.rng(), seen.counts),
             paths=seen.paths or path_sample(instance, self.rng()),
             notes=tuple(note for note in (model.note, _rounds(system), *notes_of(instance, decode)) if note),
@@ -186,19 +189,26 @@ class _Runner:
         rows = alternatives(instance, step, stream)
         return replace(found, detail=found.detail.model_copy(update={"what_if": rows}))
 
-    def full_prefill(self, instance: Instance) -> PhaseDetail | None:
-        """A prefill with as many prompts on each attention-DP rank as a pass takes, rank by rank; the last chunk of them."""
+    def full_prefill(self, instance: Instance) -> tuple[PhaseDetail | None, str | None]:
+        """A prefill with as many prompts on each attention-DP rank as a pass takes, rank by rank (the last chunk), or why not."""
         w = self.scenario.workload
         new = w.input_tokens - w.cached_prefix_tokens
         n_together = max(1, w.max_pass_tokens // new) * instance.parallel.dp_size
         step = instance.prefill_passes(new, w.cached_prefix_tokens, w.max_pass_tokens, n_together)[-1]
         if float(step.n_tokens) > MOST_SEEN_TOKENS:
-            return None
+            most = f"more than the {MOST_SEEN_TOKENS:,} up to which a pass is shown rank by rank"
+            return None, f"it has {float(step.n_tokens):,.0f} tokens, {most}"
         # a stream beside the others, so that they are what they are without it
         stream = np.random.SeedSequence([self.seed, 1])
         found = self.detail(instance, step, stream, by_rank=True)
         self.prefill_timeline = found.timeline
-        return found.detail
+        return found.detail, None
+
+    def with_memory(self, system: System, point: Point) -> Point:
+        """The point with what the fullest device would hold at it."""
+        batch = max(1, -(-point.concurrency // system.n_instances))
+        report = memory_report(system, self.scenario.workload, batch, explain=False)
+        return point.model_copy(update={"memory_bytes_per_device": report.memory.total})
 
     def memory(self, system: System) -> MemoryResult:
         """Memory at the largest concurrency; an ensemble's slot holds several models."""

@@ -137,3 +137,46 @@ def test_attention_dp_says_what_it_leaves_out() -> None:
 
     assert "Attention-DP" in notes({"dp_size": 2})
     assert "Attention-DP" not in notes({"tp_size": 2})
+
+
+def test_each_load_has_its_own_memory_and_products_their_own_peak() -> None:
+    systems = [
+        {
+            "name": "moe",
+            "kind": "moe",
+            "model": "deepseek-v3",
+            "parallel": {"dp_size": 32, "ep_size": 32},
+            "overlap": overlap,
+        }
+        for overlap in ("none", "two_batch")
+    ]
+    systems[1]["name"] = "two"
+    spec = ScenarioSpec.model_validate({
+        "title": "loads", "hardware": "h100_x12_nodes", "n_devices": 32, "calibration": "none", "systems": systems,
+        "workload": {"input_tokens": 2048, "output_tokens": 256, "concurrency": [32, 1024, 65536], "max_pass_tokens": 2048},
+        "comparison": {"bases": ["named"], "flips": []},
+    })  # fmt: skip
+    one, two = run_scenario(spec, engine=Engine.ANALYTIC).result.systems
+    few, some, many = one.points
+    assert many.outcome == "out of memory"
+    assert few.memory_bytes_per_device < some.memory_bytes_per_device < many.memory_bytes_per_device  # type: ignore[operator]
+    assert many.memory_bytes_per_device == one.memory.total_bytes
+    # with one sequence per rank there is nothing to split; with 32 both halves read nearly all weights
+    assert two.points[0].weight_bytes_read_per_step == few.weight_bytes_read_per_step
+    assert 1.9 < two.points[1].weight_bytes_read_per_step / some.weight_bytes_read_per_step < 2.0  # type: ignore[operator]
+    prefill = one.details[1]
+    runs_in = {row.name: row.arithmetic for row in prefill.operators}
+    assert runs_in["o_proj"] == runs_in["experts"] == "fp8"
+    assert runs_in["attention_scores"] == "bf16"
+    peaks = {"fp8": 1978.9e12, "bf16": 989.4e12, "fp32": 66.9e12}
+    needed = sum(r.flops / peaks[str(r.arithmetic)] for r in prefill.operators if r.group != "communication")
+    assert prefill.mfu == pytest.approx(needed / prefill.time_s, rel=2e-3)
+
+
+def test_a_full_prefill_that_is_too_large_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_scenario(SCENARIO, engine=Engine.FLOW).result.systems[0].no_full_prefill is None
+    monkeypatch.setattr("moesim.study.run.MOST_SEEN_TOKENS", 100)
+    moe = run_scenario(SCENARIO, engine=Engine.FLOW).result.systems[0]
+    assert moe.full_prefill is None
+    assert moe.no_full_prefill is not None
+    assert "more than the 100" in moe.no_full_prefill
