@@ -21,7 +21,7 @@ __all__ = ["PlanArguments", "plan_command"]
 
 _TPOT = (
     "TPOT: of instances that prefill too with other requests' prefills between two tokens, in separate pools the decode pass"
-    " alone; TTFT with queueing"
+    " alone; TTFT with queueing; all by the closed form"
 )
 
 
@@ -130,7 +130,7 @@ def _print_hardware(p: HardwarePlan) -> None:
             "GB/rank",
             "bottleneck",
         )
-        table(header, [_row(kind, point) for kind, point in points])
+        table(header, [_row(kind if p.is_met is not False else _refuted(p, kind), point) for kind, point in points])
         print(_TPOT)
         if any(point.error_frac is None for _, point in points):
             print(f"{HOST_TITLE}. {host_note(['assumption only'], p.device)}")
@@ -143,12 +143,18 @@ def _print_hardware(p: HardwarePlan) -> None:
             continue
         met = "meets the goals" if c.meets_goals else "misses the goals"
         print(
-            f"simulated {c.split} ({c.load}): {c.output_tokens_per_s_per_device:.0f} tokens/s/GPU"
+            f"simulated {c.split} at {c.batch} ({c.load}): {c.output_tokens_per_s_per_device:.0f} tokens/s/GPU"
             f" ({c.throughput_ratio:.2f} of the closed form), TTFT {show(c.ttft_s or 0.0, 's')},"
             f" TPOT {show(c.tpot_s or 0.0, 's')}; {met}"
         )
     for miss in p.near_misses:
         print(f"missed    {miss.sentence}")
+
+
+def _refuted(p: HardwarePlan, kind: str) -> str:
+    """What no simulation bears out is the best by the closed form alone."""
+    name = "least" if p.least is not None else "best"
+    return ", ".join(f"{word} by closed form" if word == name else word for word in kind.split(", "))
 
 
 def _row(kind: str, point: PlanPoint) -> tuple[str, ...]:

@@ -153,7 +153,7 @@ def _throughput_title(result: PlanResult, rows: Sequence[PlanRow]) -> str:
     share = (
         f"{rate / most:.0%} of the most without goals" if rate < 0.98 * most else "the most that any searched one gives"
     )
-    return f"Within the goals {number(rate)} tokens/s per device on {best.hardware}: {share}"
+    return f"Within the goals {number(rate)} tokens/s per device on {best.hardware} by the closed form: {share}"
 
 
 def _price_title(result: PlanResult, rows: Sequence[PlanRow]) -> str:
@@ -163,7 +163,7 @@ def _price_title(result: PlanResult, rows: Sequence[PlanRow]) -> str:
         return f"Without the goals, from ${number(cheapest)} per million output tokens"
     return (
         f"${number(best.usd_per_million_output_tokens)} per million output tokens, with the first token after "
-        f"{number(best.ttft_s * 1e3)} ms"
+        f"{number(best.ttft_s * 1e3)} ms (closed form)"
     )
 
 
@@ -172,8 +172,8 @@ def _best_words(result: PlanResult) -> str:
     if best is None:
         return "None meets the goals."
     return (
-        f"The best is {best.label} on {best.hardware}: TTFT {number(best.ttft_s * 1e3)} ms, TPOT {number(best.tpot_s * 1e3)} ms, "
-        f"{number(best.output_tokens_per_s_per_device)} tokens/s per device."
+        f"The best is {best.label} on {best.hardware}, by the closed form with TTFT {number(best.ttft_s * 1e3)} ms, "
+        f"TPOT {number(best.tpot_s * 1e3)} ms, {number(best.output_tokens_per_s_per_device)} tokens/s per device."
     )
 
 

@@ -73,8 +73,12 @@ def _answer(result: PlanResult) -> tuple[Block, ...]:
         f"{sentence[:1].upper()}{sentence[1:]}." if i == 0 else f"{sentence}." for i, sentence in enumerate(told)
     )
     blocks: list[Block] = [Paragraph(lead, lead=True)]
+    refuted = [p.hardware for p in result.plans if p.is_met is False]
     if result.outcome != "ok":
         blocks = [Callout("warning", result.outcome.capitalize(), lead)]
+    elif refuted:
+        where = f" on {', '.join(refuted)}" if len(result.plans) > 1 else ""
+        blocks = [Callout("warning", f"No simulated plan meets the goals{where}", lead)]
     if rest:
         blocks.append(Bullets(tuple(rest)))
     assumed = _without_stack(result)
@@ -92,8 +96,8 @@ def _without_stack(result: PlanResult) -> list[str]:
 
 
 _HEADINGS = (
-    "", "Split", "Devices", "Batch", "TTFT (ms)", "TPOT (ms)", "Tokens/s per device", "$ per M tokens", "Requests/s", "Mostly",
-    "Batch ends at",
+    "", "Split", "Devices", "Batch", "TTFT (ms)", "TPOT (ms)", "Tokens/s per device", "$ per M tokens", "Requests/s", "Simulated",
+    "Mostly", "Batch ends at",
 )  # fmt: skip
 
 
@@ -107,20 +111,31 @@ def _chosen(result: PlanResult, chosen: list[tuple[HardwarePlan, str, PlanPoint]
             Cell(f"{words} on {plan.hardware}"), Cell(p.label), Cell(f"{p.n_devices}"), Cell(f"{main.batch}"),
             Cell(number(ttft), ends=_ends(ttft, p.ttft_error_frac)), Cell(number(tpot), ends=_ends(tpot, p.error_frac)),
             Cell(number(p.output_tokens_per_s_per_device)),
-            Cell(number(p.usd_per_million_output_tokens)), Cell(number(p.requests_per_s)), Cell(share), Cell(p.limited_by),
+            Cell(number(p.usd_per_million_output_tokens)), Cell(number(p.requests_per_s)),
+            Cell(_in_short(plan.simulated(p))), Cell(share), Cell(p.limited_by),
         ))  # fmt: skip
     assumed = any(p.error_frac is None for _, _, p in chosen)
     note = (
-        "Below a time its 90% interval. TTFT holds queueing" + (" and the transfer of the cache" if _has_pools(chosen) else "")
+        "All but the column Simulated by the closed form. Below a time its 90% interval. TTFT holds queueing"
+        + (" and the transfer of the cache" if _has_pools(chosen) else "")
         + ". TPOT of an instance that prefills too holds the prefills of other requests between two tokens. Batch: requests at "
         "most on one decoding instance."
     )  # fmt: skip
     basis = "; ".join(dict.fromkeys(f"{p.hardware}: costs from {p.calibration}" for p in result.plans))
-    numeric = (False, False, *(True,) * 7, False, False)
+    numeric = (False, False, *(True,) * 7, False, False, False)
     return Table(
         "chosen", "What to run", _HEADINGS, numeric, tuple(rows),
         f"{basis}{'; without an interval: assumption only, host time not counted' if assumed else ''}.", note,
     )  # fmt: skip
+
+
+def _in_short(c: Confirmation | None) -> str:
+    """What the simulation gives of a deployment in place of the closed form."""
+    if c is None or c.output_tokens_per_s_per_device is None or c.ttft_s is None or c.tpot_s is None:
+        return "no"
+    met = "goals met" if c.meets_goals else "goals missed"
+    times = f"TTFT {time_text(c.ttft_s)}, TPOT {time_text(c.tpot_s)}"
+    return f"{number(c.output_tokens_per_s_per_device)} tokens/s per device, {times}: {met}"
 
 
 def _has_pools(chosen: list[tuple[HardwarePlan, str, PlanPoint]]) -> bool:
@@ -171,7 +186,7 @@ def _simulated(result: PlanResult) -> tuple[Block, ...]:
 
 
 def _confirmed(plan: HardwarePlan, c: Confirmation) -> tuple[Cell, ...]:
-    name = Cell(f"{c.split} on {plan.hardware}")
+    name = Cell(f"{c.split} at {c.batch} on {plan.hardware}")
     if c.output_tokens_per_s_per_device is None:
         return (name, Cell(c.note or "not simulated", span=6))
     met = "met" if c.meets_goals else "missed"

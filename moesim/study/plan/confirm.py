@@ -20,7 +20,7 @@ from moesim.study.plan.results import Confirmation, PlanPoint, PoolPlan
 from moesim.study.stepping import backend_of
 from moesim.units import plural
 
-__all__ = ["confirm", "ranking_sentence"]
+__all__ = ["confirm", "ranked", "ranking_sentence"]
 
 #: Lengths vary by this much about the asked mean, so that requests do not march in step. Assumption.
 LENGTH_SPREAD = 0.2
@@ -39,12 +39,17 @@ def confirm(
     for i, point in enumerate(points):
         progress(f"simulating {point.label}", i / len(points))
         tried.append(_one(ground, point, i + 1))
-    rates = sorted((c.output_tokens_per_s_per_device for c in tried if c.output_tokens_per_s_per_device), reverse=True)
+    return ranked(tried)
+
+
+def ranked(found: Sequence[Confirmation]) -> list[Confirmation]:
+    """The same with ranks by simulated tokens per second and device."""
+    rates = sorted((c.output_tokens_per_s_per_device for c in found if c.output_tokens_per_s_per_device), reverse=True)
     return [
         c.model_copy(update={"rank_simulated": rates.index(c.output_tokens_per_s_per_device) + 1})
         if c.output_tokens_per_s_per_device
         else c
-        for c in tried
+        for c in found
     ]
 
 
@@ -53,19 +58,25 @@ def ranking_sentence(found: Sequence[Confirmation]) -> str | None:
     ran = [c for c in found if c.rank_simulated is not None]
     if len(ran) < 2:
         return None
+    aside = "goals aside, " if any(c.meets_goals is False for c in ran) else ""
     by_closed = sorted(ran, key=lambda c: c.rank_closed_form)
     by_simulated = sorted(ran, key=lambda c: (c.rank_simulated or 0, c.rank_closed_form))
     if by_closed == by_simulated:
-        return f"the simulation ranks the best {len(ran)} as the closed form does"
+        return f"{aside}the simulation ranks the best {len(ran)} as the closed form does"
     first = by_simulated[0]
     other = by_closed[0]
     if first != other:
         return (
-            f"the simulation puts {first.split} first ({first.output_tokens_per_s_per_device:.0f} tokens/s per device), the"
-            f" closed form {other.split} (simulated: {other.output_tokens_per_s_per_device:.0f})"
+            f"{aside}the simulation puts {_name(first, ran)} first ({first.output_tokens_per_s_per_device:.0f} tokens/s per"
+            f" device), the closed form {_name(other, ran)} (simulated: {other.output_tokens_per_s_per_device:.0f})"
         )
-    order = ", ".join(c.split for c in by_simulated)
-    return f"the simulation agrees on the first and ranks the rest differently: {order}"
+    order = ", ".join(_name(c, ran) for c in by_simulated)
+    return f"{aside}the simulation agrees on the first and ranks the rest differently: {order}"
+
+
+def _name(c: Confirmation, among: Sequence[Confirmation]) -> str:
+    """Its split, and its batch where the split is there twice."""
+    return f"{c.split} at {c.batch}" if sum(c.split == other.split for other in among) > 1 else c.split
 
 
 def _one(ground: Ground, point: PlanPoint, rank: int) -> Confirmation:
@@ -91,6 +102,7 @@ def _one(ground: Ground, point: PlanPoint, rank: int) -> Confirmation:
         throughput_ratio=tokens / closed if tokens else None, meets_goals=meets, good_frac=ran.good_frac,
         rank_closed_form=rank, rank_simulated=None, n_requests=load.n_requests,
         note=None if ran.is_stable else "requests come faster than it serves them: queues grow without end",
+        batch=point.main.batch,
     )  # fmt: skip
 
 
@@ -154,7 +166,7 @@ def _empty(point: PlanPoint, rank: int, note: str) -> Confirmation:
     return Confirmation(
         split=point.label, load="", ttft_s=None, tpot_s=None, output_tokens_per_s_per_device=None, ttft_ratio=None,
         tpot_ratio=None, throughput_ratio=None, meets_goals=None, good_frac=None, rank_closed_form=rank, rank_simulated=None,
-        n_requests=0, note=note,
+        n_requests=0, note=note, batch=point.main.batch,
     )  # fmt: skip
 
 

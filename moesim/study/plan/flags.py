@@ -3,7 +3,8 @@
 Names and meanings: docs.vllm.ai (serve arguments, data and expert parallel deployment) and docs.sglang.io (server arguments),
 looked up in 2025-11. vLLM spreads experts over all TP x DP ranks or over none, and counts `--max-num-seqs` per DP rank; SGLang's
 `--tp-size` is TP x DP with attention DP, and it divides `--max-running-requests` and `--chunked-prefill-size` by `--dp-size`.
-vLLM's `--gpu-memory-utilization` is of all that it holds (0.9 if not given), SGLang's `--mem-fraction-static` of weights and cache.
+vLLM's `--gpu-memory-utilization` is of all that it holds (0.9 if not given), SGLang's `--mem-fraction-static` of weights
+and cache.
 """
 
 from __future__ import annotations

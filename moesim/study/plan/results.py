@@ -183,7 +183,8 @@ class Confirmation(Frozen):
 class HardwarePlan(Frozen):
     """All that was found on one kind of hardware; `best` and `least` are None where nothing meets the goals.
 
-    `candidates` are some of the `n_options` deployments that were searched.
+    `candidates` are some of the `n_options` deployments that were searched. `is_met` says whether what is recommended (`least`
+    with a rate, else `best`) meets the goals in simulation: False where no simulated plan does, None where it was not simulated.
     """
 
     hardware: str
@@ -203,6 +204,11 @@ class HardwarePlan(Frozen):
     confirmations: tuple[Confirmation, ...] = ()
     ranking: str | None = None
     candidates: tuple[Candidate, ...] = ()
+    is_met: bool | None = None
+
+    def simulated(self, point: PlanPoint) -> Confirmation | None:
+        """Its simulation, where it had one."""
+        return next((c for c in self.confirmations if (c.split, c.batch) == (point.label, point.main.batch)), None)
 
     @property
     def shown(self) -> list[tuple[str, PlanPoint]]:
