@@ -21,13 +21,13 @@ def host_note(bases: Iterable[str], where: str) -> str:
     >>> host_note(["serving runs that no fit saw"], "h100_sxm")
     ''
     >>> host_note(["assumption only"], "mi300x")[:51]
-    'No serving stack was measured on mi300x: times are '
+    'No serving stack stands behind times on mi300x: the'
     """
     if all(basis in _SERVED for basis in bases):
         return ""
     return (
-        f"No serving stack was measured on {where}: times are those of operators on the device, without the host's launches and "
-        "scheduling. A server is slower than that, most so in short decode steps, so devices whose stack was measured look "
+        f"No serving stack stands behind times on {where}: they are those of operators on the device, without the host's "
+        "launches and scheduling. A server is slower than that, most so in short decode steps, so devices whose stack was measured look "
         "slower beside it than they are."
     )
 

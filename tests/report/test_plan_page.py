@@ -65,7 +65,7 @@ def test_the_answer_is_what_the_plan_found(result: PlanResult, html: str) -> Non
     assert "prefills of other requests between two tokens" in text
     assert "host time not counted" in text  # the other hardware was not measured
     assert best.vllm.commands[0] in section(html, "commands")
-    assert "No serving stack was measured on mi300x_8" in text
+    assert "No serving stack stands behind times on mi300x_8" in text
 
 
 def test_rows_are_the_plans_deployments_each_once(result: PlanResult, html: str) -> None:

@@ -77,7 +77,7 @@ def test_cases_without_a_serving_stack_are_counted_in_a_warning():
     document, _ = build_sweep(run_sweep(make(axes, {"hardware": "hgx_h200", "systems": [moe]})))
     (warning,) = [b for b in document.sections[0].blocks if getattr(b, "kind", "") == "warning"]
     assert warning.title == "Host time is not counted in 2 of 4 cases that run"
-    assert "No serving stack was measured on mi300x_8" in warning.text
+    assert "No serving stack stands behind times on mi300x_8" in warning.text
 
 
 def test_without_designs_that_differ_nothing_is_said_of_quality():
