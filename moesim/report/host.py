@@ -27,8 +27,8 @@ def host_note(bases: Iterable[str], where: str) -> str:
         return ""
     return (
         f"No serving stack stands behind times on {where}: they are those of operators on the device, without the host's "
-        "launches and scheduling. A server is slower than that, most so in short decode steps, so devices whose stack was measured "
-        "look slower beside it than they are."
+        "launches and scheduling. A server is slower than that, most so in short decode steps, so devices whose stack was "
+        "measured look slower beside it than they are."
     )
 
 
