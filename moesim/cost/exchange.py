@@ -111,8 +111,10 @@ def _origin(op: Op, shape: ExchangeShape, network: Network) -> Origin:
 
 
 def _is_beyond(shape: ExchangeShape, network: Network) -> bool:
-    """Whether the links in use are not those that the fabric was measured on."""
+    """Whether the links in use are not those that the fabric was measured on: other rates, or a spine that is too small."""
     crosses = shape.n_ranks > network.domain_size
+    if crosses and shape.is_low_latency and network.cross_rail_ratio > 1.0:
+        return True
     other_nic = crosses and abs(network.nic_bytes_per_s / network.nic_reference_bytes_per_s - 1.0) > 0.02
     return other_nic or abs(network.up_bytes_per_s / network.up_reference_bytes_per_s - 1.0) > 0.02
 

@@ -57,6 +57,16 @@ def test_direct_exchanges_cross_rails_and_two_hop_ones_do_not(tmp_path: Path) ->
     assert all_reduce_s(half) == all_reduce_s(even)
 
 
+def test_a_fabric_measured_on_a_full_spine_is_extrapolated_to_a_small_one() -> None:
+    hardware = load_hardware("h100_x128_nodes", 32)
+    small = hardware.model_copy(update={"spine_oversubscription": 2.0})
+    for low, beyond in ((True, True), (False, False)):
+        shape = ExchangeShape(32, 1e6, 1e6, 4e8, 4e8, 31.0, 7408.0, 1e6, 256.0, is_low_latency=low)
+        op = Op("x", OpKind.DISPATCH, Work(), shape)
+        assert not CostModel.of(hardware).cost(op).is_extrapolated
+        assert CostModel.of(small).cost(op).is_extrapolated is beyond
+
+
 def test_a_spine_a_little_too_small_is_not_the_limit(tmp_path: Path) -> None:
     even = network(tmp_path, "n_rails: 8")
     tight = network(tmp_path, "n_rails: 8\nspine_oversubscription: 1.1")
